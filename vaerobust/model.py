@@ -1,0 +1,165 @@
+"""The variational autoencoder of Section 2.1, with the network of Appendix F.
+
+Everything else in the package asks only two things of a model: ``encode(x) -> (mu, sigma)`` and
+``decode(z) -> mean``, both batched over rows. :class:`GaussianVAE` names that contract; :class:`VAE`
+is the paper's network; a model of your own needs nothing more.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vaerobust import checks
+
+LIKELIHOODS = ("bernoulli", "continuous_bernoulli", "gaussian")
+
+
+class GaussianVAE(Protocol):
+    """What criterion, bounds and attacks ask of a model: a diagonal Gaussian encoder and a decoder mean."""
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Map inputs (n, d_x) to the mean and standard deviation of q(z|x), each (n, d_z)."""
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Map latents (n, d_z) to the mean reconstruction g(z), (n, d_x)."""
+
+
+def perceptron(*widths: int) -> nn.Sequential:
+    """Stack linear layers of the given widths with a ReLU between each two."""
+    layers: list[nn.Module] = []
+    for fan_in, fan_out in zip(widths, widths[1:], strict=False):
+        layers += [nn.Linear(fan_in, fan_out), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
+
+
+class VAE(nn.Module):
+    """The paper's VAE: ReLU perceptrons, a first encoder layer shared by mean and standard deviation.
+
+    Parameters
+    ----------
+    pixels, hidden, latents : int
+        Widths d_x, of every hidden layer, and d_z. Appendix F: 784, 400 and 20.
+    tau : float
+        Offset added to the encoder's standard deviation, >= 0 (Section 4.2).
+    likelihood : {'bernoulli', 'continuous_bernoulli', 'gaussian'}
+        p(x|z). The Gaussian has unit variance, as Eq. 7 assumes.
+
+    Raises
+    ------
+    ValueError
+        If a width is below 1, ``tau`` is negative or the likelihood is unknown.
+    """
+
+    def __init__(
+        self, pixels: int = 784, hidden: int = 400, latents: int = 20, *, tau: float = 0.0, likelihood: str = "bernoulli"
+    ) -> None:
+        super().__init__()
+        for name, width in (("pixels", pixels), ("hidden", hidden), ("latents", latents)):
+            checks.count(name, width)
+        self.pixels, self.latents = pixels, latents
+        self.tau = checks.positive("tau", tau, zero=True)
+        self.likelihood = checks.one_of("likelihood", likelihood, LIKELIHOODS)
+        self.encoder_shared = nn.Linear(pixels, hidden)
+        self.encoder_mu = perceptron(hidden, hidden, latents)
+        self.encoder_sigma = perceptron(hidden, hidden, latents)
+        self.decoder = perceptron(latents, hidden, hidden, pixels)
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mean and standard deviation of q(z|x), sigma = softplus(.) + tau.
+
+        Parameters
+        ----------
+        x : Tensor, shape (..., d_x)
+            Images.
+
+        Returns
+        -------
+        mu, sigma : Tensor, shape (..., d_z)
+        """
+        shared = F.relu(self.encoder_shared(x))
+        return self.encoder_mu(shared), F.softplus(self.encoder_sigma(shared)) + self.tau
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Return g(z) = E[x|z], the mean of the likelihood (Section 2.1), shape (..., d_x)."""
+        out = self.decoder(z)
+        if self.likelihood == "gaussian":
+            return out
+        return torch.sigmoid(out) if self.likelihood == "bernoulli" else continuous_bernoulli_mean(out)
+
+    def log_likelihood(self, x: Tensor, z: Tensor) -> Tensor:
+        """Return log p(x|z) in nats, summed over pixels.
+
+        Parameters
+        ----------
+        x : Tensor, shape (..., d_x)
+            Images in [0, 1].
+        z : Tensor, shape (..., d_z)
+            Latents; leading dimensions broadcast against those of ``x``.
+
+        Returns
+        -------
+        Tensor, shape (...)
+        """
+        out = self.decoder(z)
+        if self.likelihood == "gaussian":
+            return -0.5 * ((x - out) ** 2 + math.log(2 * math.pi)).sum(-1)
+        # log Bernoulli(x | sigmoid(out)) for grey x; one pass, since this is the hot line of training
+        log_p = (out * x - F.softplus(out)).sum(-1)
+        if self.likelihood == "continuous_bernoulli":
+            log_p = log_p + continuous_bernoulli_log_normaliser(out).sum(-1)
+        return log_p
+
+    def sample(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Draw z = mu(x) + sigma(x) * eta, eta ~ N(0, I), one a row: shape (n, d_z)."""
+        mu, sigma = self.encode(x)
+        return mu + sigma * torch.randn(mu.shape, generator=generator, device=mu.device, dtype=mu.dtype)
+
+
+def kl_to_prior(mu: Tensor, sigma: Tensor) -> Tensor:
+    """Return KL(N(mu, diag sigma^2) || N(0, I)) in nats, summed over the last dimension."""
+    return 0.5 * (mu**2 + sigma**2 - 1 - 2 * torch.log(sigma)).sum(-1)
+
+
+def elbo_terms(vae: VAE, x: Tensor, eta: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the two terms of the ELBO at each point, with one sample of z.
+
+    Parameters
+    ----------
+    vae : VAE
+    x : Tensor, shape (n, d_x)
+        Images in [0, 1].
+    eta : Tensor, shape (n, d_z)
+        Standard normal noise; z = mu + sigma * eta.
+
+    Returns
+    -------
+    reconstruction, kl : Tensor, shape (n,)
+        log p(x|z) and KL(q(z|x) || p(z)) in nats; the ELBO is the first less the second, and the
+        beta-VAE's objective (Section 2.3) the first less beta times the second.
+    """
+    mu, sigma = vae.encode(x)
+    return vae.log_likelihood(x, mu + sigma * eta), kl_to_prior(mu, sigma)
+
+
+# The continuous Bernoulli with logit u has density C(u) exp(u x) / (1 + exp(u)) on [0, 1], with
+# C(u) = u / tanh(u / 2) and mean 1 / (1 - exp(-u)) - 1 / u. Both are 0/0 at u = 0: use their series there.
+_NEAR = 0.05
+
+
+def continuous_bernoulli_log_normaliser(logits: Tensor) -> Tensor:
+    """Return log C(u), elementwise; C(0) = 2."""
+    near = logits.abs() < _NEAR
+    u = torch.where(near, torch.ones_like(logits), logits)
+    return torch.where(near, math.log(2) + logits**2 / 12, torch.log(u / torch.tanh(u / 2)))
+
+
+def continuous_bernoulli_mean(logits: Tensor) -> Tensor:
+    """Return the mean of the continuous Bernoulli with the given logits, elementwise; 1/2 at 0."""
+    near = logits.abs() < _NEAR
+    u = torch.where(near, torch.ones_like(logits), logits)
+    return torch.where(near, 0.5 + logits / 12, -1 / torch.expm1(-u) - 1 / u)

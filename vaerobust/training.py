@@ -1,0 +1,302 @@
+"""Training by the protocol of Appendix F: Adam 1e-3, batches of 512, 100 epochs.
+
+The images stay in memory as one tensor and each batch is one gather from it, so that an epoch costs little more
+than its matrix products. A checkpoint after every epoch holds weights, Adam's moments and the generator's state:
+a killed run goes on where it was and ends bit for bit where an uninterrupted one would.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from vaerobust import checks
+from vaerobust.data import DATASETS, Images
+from vaerobust.files import digest, write_atomically
+from vaerobust.model import LIKELIHOODS, VAE, elbo_terms
+from vaerobust.weights import half_precision_bytes, save_model
+
+EVALUATION_SEED = 1
+Row = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Spec:
+    """Everything that a training run depends on, beside the data.
+
+    Attributes
+    ----------
+    dataset : {'mnist', 'fashion-mnist'}
+    beta : float
+        Weight of the KL term, > 0 (Section 2.3).
+    tau : float
+        Offset of the encoder's standard deviation, >= 0 (Section 4.2).
+    likelihood : str
+        One of :data:`vaerobust.model.LIKELIHOODS`.
+    seed : int
+        Of initial weights, batch order and noise.
+    epochs, batch_size, learning_rate, hidden, latents : int, int, float, int, int
+        As in Appendix F.
+
+    Raises
+    ------
+    ValueError
+        If a value is out of its range; the message names it.
+    """
+
+    dataset: str = "mnist"
+    beta: float = 1.0
+    tau: float = 0.0
+    likelihood: str = "bernoulli"
+    seed: int = 0
+    epochs: int = 100
+    batch_size: int = 512
+    learning_rate: float = 1e-3
+    hidden: int = 400
+    latents: int = 20
+
+    def __post_init__(self) -> None:
+        checks.one_of("dataset", self.dataset, DATASETS)
+        checks.one_of("likelihood", self.likelihood, LIKELIHOODS)
+        checks.positive("beta", self.beta)
+        checks.positive("tau", self.tau, zero=True)
+        checks.positive("learning_rate", self.learning_rate)
+        for name in ("epochs", "batch_size", "hidden", "latents"):
+            checks.count(name, getattr(self, name))
+        checks.count("seed", self.seed, least=0)
+
+    @property
+    def name(self) -> str:
+        """A file name: data set, beta and tau, then likelihood and seed where they are not the defaults."""
+        parts = [self.dataset, f"beta{self.beta:g}", f"tau{self.tau:g}"]
+        parts += [self.likelihood] * (self.likelihood != "bernoulli") + [f"seed{self.seed}"] * (self.seed != 0)
+        return "_".join(parts)
+
+    def build(self) -> VAE:
+        """Return the untrained model; its initial weights depend on the seed alone."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            return VAE(784, self.hidden, self.latents, tau=self.tau, likelihood=self.likelihood)
+
+
+BETAS = (0.1, 0.5, 1.0, 2.0, 5.0, 10.0)
+TAUS = (0.1, 0.5, 1.0)
+GRID = (
+    *(Spec("mnist", beta) for beta in BETAS),
+    *(Spec("mnist", tau=tau) for tau in TAUS),
+    *(Spec("fashion-mnist", beta) for beta in BETAS),
+)
+"""The 15 models whose weights ship."""
+
+
+class Run:
+    """A training run that can stop and go on after any epoch.
+
+    Parameters
+    ----------
+    spec : Spec
+    train, test : Images
+        The two splits of ``spec.dataset``.
+    device : str or torch.device
+        Where to train; 'cpu' needs nothing.
+
+    Attributes
+    ----------
+    vae : VAE
+    history : list of dict
+        One row an epoch: ``seconds``, and ELBO, reconstruction term and KL in nats a point on train (mean over
+        the epoch's batches, each before its step) and test (after the epoch, one sample of z a point).
+    """
+
+    def __init__(self, spec: Spec, train: Images, test: Images, device: str | torch.device = "cpu") -> None:
+        for images in (train, test):
+            if images.dataset != spec.dataset:
+                raise ValueError(f"{images.split} must be images of {spec.dataset!r}, but are of {images.dataset!r}")
+        self.spec, self.train, self.test = spec, train, test
+        self.pixels, self.test_pixels = train.pixels.to(device), test.pixels.to(device)
+        self.vae = spec.build().to(device)
+        # the fused step reads and writes each moment once; the default makes a pass per operation
+        self.adam = torch.optim.Adam(self.vae.parameters(), lr=spec.learning_rate, fused=True)
+        self.generator = torch.Generator(device).manual_seed(spec.seed)
+        self.history: list[Row] = []
+
+    def epoch(self) -> Row:
+        """Pass once over the training images in a new random order; append to and return the history's row."""
+        start = time.perf_counter()
+        spec, n = self.spec, len(self.pixels)
+        sums = torch.zeros(2, device=self.pixels.device)
+        order = torch.randperm(n, generator=self.generator, device=self.pixels.device)
+        for rows in order.split(spec.batch_size):
+            x = self.pixels[rows]
+            eta = torch.randn(len(x), spec.latents, generator=self.generator, device=x.device)
+            reconstruction, kl = elbo_terms(self.vae, x, eta)
+            loss = (spec.beta * kl - reconstruction).mean()
+            if not torch.isfinite(loss):
+                raise FloatingPointError(f"{spec.name}: the loss is {float(loss)} in epoch {len(self.history) + 1}")
+            self.adam.zero_grad()
+            loss.backward()
+            self.adam.step()
+            sums += torch.stack([reconstruction.detach().sum(), kl.detach().sum()])
+        mean_reconstruction, mean_kl = (sums / n).tolist()
+        row = {"seconds": time.perf_counter() - start} | terms_row("train", mean_reconstruction, mean_kl)
+        self.history.append(row | evaluate(self.vae, self.test_pixels, prefix="test"))
+        return self.history[-1]
+
+    def checkpoint(self) -> bytes:
+        """Return the whole state as safetensors."""
+        tensors = {f"weights.{name}": value for name, value in self.vae.state_dict().items()}
+        for i, moments in self.adam.state_dict()["state"].items():
+            tensors |= {f"adam.{i}.{name}": value for name, value in moments.items()}
+        tensors["generator"] = self.generator.get_state()
+        return save(tensors, {"spec": json.dumps(asdict(self.spec)), "history": json.dumps(self.history)})
+
+    def resume(self, path: Path) -> None:
+        """Take over the state of a checkpoint file.
+
+        Raises
+        ------
+        ValueError
+            If the file is corrupt or of another run.
+        """
+        try:
+            content = path.read_bytes()
+            tensors = load(content)
+            header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
+            spec, history = json.loads(header["spec"]), json.loads(header["history"])
+        except (SafetensorError, ValueError, KeyError) as error:
+            raise ValueError(f"checkpoint {path} is corrupt ({error}); delete it to train from the start") from error
+        if spec != asdict(self.spec):
+            raise ValueError(f"checkpoint {path} is of another run, {spec}; delete it to train {asdict(self.spec)}")
+        self.vae.load_state_dict({k.removeprefix("weights."): v for k, v in tensors.items() if k.startswith("weights.")})
+        state: dict[int, dict[str, Tensor]] = {}
+        for key, value in tensors.items():
+            if key.startswith("adam."):
+                _, i, name = key.split(".")
+                state.setdefault(int(i), {})[name] = value
+        self.adam.load_state_dict({"state": state, "param_groups": self.adam.state_dict()["param_groups"]})
+        self.generator.set_state(tensors["generator"])
+        self.history = history
+
+
+def train(
+    spec: Spec,
+    train_images: Images,
+    test_images: Images,
+    folder: str | Path,
+    *,
+    device: str | torch.device = "cpu",
+    progress: Callable[[int, Row], None] | None = None,
+) -> Path:
+    """Train one model, or finish training it, and write its weights and manifest.
+
+    Parameters
+    ----------
+    spec : Spec
+    train_images, test_images : Images
+    folder : path
+        Gets ``NAME.safetensors`` (float16) and ``NAME.json`` (manifest). While training,
+        ``NAME.checkpoint`` holds the last finished epoch.
+    device : str or torch.device
+    progress : callable, optional
+        Called after each epoch with the number of epochs done and the history's last row.
+
+    Returns
+    -------
+    path
+        The weights' file. If it is there already, with a manifest of the same spec, nothing is trained.
+
+    Raises
+    ------
+    ValueError
+        If the folder holds a corrupt checkpoint, or one or a manifest of another run of this name.
+    """
+    folder = Path(folder)
+    weights, manifest, unfinished = (folder / f"{spec.name}.{end}" for end in ("safetensors", "json", "checkpoint"))
+    if weights.exists() and manifest.exists():
+        if json.loads(manifest.read_text())["spec"] != asdict(spec):
+            raise ValueError(f"{manifest} is of another run; choose another folder or delete it")
+        return weights
+    run = Run(spec, train_images, test_images, device)
+    if unfinished.exists():
+        run.resume(unfinished)
+    while len(run.history) < spec.epochs:
+        row = run.epoch()
+        write_atomically(unfinished, run.checkpoint())
+        if progress:
+            progress(len(run.history), row)
+    save_model(weights, run.vae, describe(run))
+    unfinished.unlink(missing_ok=True)
+    return weights
+
+
+def describe(run: Run) -> dict[str, object]:
+    """Return the manifest of a finished run; see ``book/rerun.md`` for its fields."""
+    return {
+        "spec": asdict(run.spec),
+        "final": evaluate(run.vae, run.pixels, prefix="train") | evaluate(run.vae, run.test_pixels, prefix="test"),
+        "weights_sha256": digest(half_precision_bytes(run.vae)),
+        "data": {
+            images.split: {"source": images.source, "images": len(images), "sha256": digest(images.pixels.numpy().tobytes())}
+            for images in (run.train, run.test)
+        },
+        "seconds": sum(row["seconds"] for row in run.history),
+        "versions": {"python": platform.python_version()}
+        | {name: version(name) for name in ("torch", "numpy", "safetensors")},
+        "hardware": {
+            "processor": processor(),
+            "device": str(run.pixels.device),
+            "threads": torch.get_num_threads(),
+        },
+        "history": [{name: float(f"{value:.7g}") for name, value in row.items()} for row in run.history],
+    }
+
+
+def processor() -> str:
+    """Return the processor's name, or its architecture where the system does not tell."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def terms_row(prefix: str, reconstruction: float, kl: float) -> Row:
+    """Name the terms of an ELBO, in nats a point, for a history or manifest."""
+    return {f"{prefix}_elbo": reconstruction - kl, f"{prefix}_reconstruction": reconstruction, f"{prefix}_kl": kl}
+
+
+@torch.no_grad()
+def evaluate(vae: VAE, pixels: Tensor, *, prefix: str = "test", chunk: int = 4096) -> Row:
+    """Return mean ELBO, reconstruction term and KL in nats a point, unweighted by beta.
+
+    Parameters
+    ----------
+    vae : VAE
+    pixels : Tensor, shape (n, 784)
+    prefix : str
+        What the keys begin with.
+    chunk : int
+        Points at a time; bounds the memory, and leaves the result as it is but for rounding.
+
+    Returns
+    -------
+    dict
+        Keys ``{prefix}_elbo``, ``{prefix}_reconstruction``, ``{prefix}_kl``. One sample of z a point, from a
+        fixed seed: two models, or one model before and after rounding, meet the same noise.
+    """
+    generator = torch.Generator(pixels.device).manual_seed(EVALUATION_SEED)
+    eta = torch.randn(len(pixels), vae.latents, generator=generator, device=pixels.device)
+    sums = torch.zeros(2, dtype=torch.float64)
+    for x, noise in zip(pixels.split(chunk), eta.split(chunk), strict=True):
+        sums += torch.tensor([float(term.double().sum()) for term in elbo_terms(vae, x, noise)], dtype=torch.float64)
+    return terms_row(prefix, *(sums / len(pixels)).tolist())
