@@ -1,0 +1,145 @@
+"""The attack margin: an upper bound on the margin of Eq. 4, proved by a perturbation that breaks r-robustness."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vaerobust import checks
+from vaerobust.attacks import maximum_damage
+from vaerobust.criterion import Robustness, distances, probability_of_robustness
+from vaerobust.model import GaussianVAE
+
+
+ATTEMPTS = 4
+"""Tests with new samples, at growing radii, before a margin is reported as not confirmed."""
+
+
+class AttackMargin(NamedTuple):
+    """Smallest radius, of those tried, at which an attack breaks r-robustness.
+
+    Attributes
+    ----------
+    radius : Tensor, shape (n,)
+        Norm of the perturbation that breaks it, so an upper bound on the margin; 0 where P(D(x) <= r) <= 1/2 already;
+        ``limit`` where no attack up to there succeeded.
+    delta : Tensor, shape (n, d_x)
+        That perturbation.
+    judged : Robustness
+        P(D(x, delta) <= r) on samples that neither the attack nor the search has seen.
+    confirmed : ndarray of bool, shape (n,)
+        True where those samples reject P > 1/2: ``judged.high`` <= 1/2. Holds with the confidence asked for, whatever
+        the search did.
+    censored : Tensor of bool, shape (n,)
+    limit : float
+    """
+
+    radius: Tensor
+    delta: Tensor
+    judged: Robustness
+    confirmed: np.ndarray
+    censored: Tensor
+    limit: float
+
+
+def attack_margin(
+    model: GaussianVAE,
+    x: Tensor,
+    r: float | Tensor,
+    *,
+    limit: float = 10.0,
+    tolerance: float = 0.05,
+    steps: int = 40,
+    restarts: int = 2,
+    samples: int = 16,
+    judging_samples: int = 1000,
+    box: bool = False,
+    perturb_sigma: bool = False,
+    seed: int = 0,
+    confidence: float = 0.95,
+) -> AttackMargin:
+    """Bisect for the smallest radius at which the maximum-damage attack breaks r-robustness.
+
+    Parameters
+    ----------
+    model : GaussianVAE
+    x : Tensor, shape (n, d_x)
+    r : float or Tensor, shape (n,)
+        >= 0; chosen with other samples.
+    limit : float
+        Largest radius tried.
+    tolerance : float
+        Relative width of the bracket at which the search ends, in (0, 1).
+    steps, restarts, samples, box, perturb_sigma
+        Of the attack at each radius; see :func:`vaerobust.attacks.maximum_damage`.
+    judging_samples : int
+        New samples in each test.
+    seed : int
+        Every radius meets the same noise; the last test meets new noise.
+    confidence : float
+        Two-sided, of each test.
+
+    Returns
+    -------
+    AttackMargin
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument has the wrong shape or range.
+    """
+    r = checks.per_point("r", r, len(x), checks.vectors("x", x))
+    checks.positive("limit", limit)
+    checks.probability("tolerance", tolerance)
+
+    def judge(points: Tensor, delta: Tensor, new: int, share: int = 1) -> Robustness:
+        generator = torch.Generator(x.device).manual_seed(seed + new)
+        d = distances(
+            model, x[points], delta, samples=judging_samples, generator=generator, perturb_sigma=perturb_sigma
+        )  # fmt: skip
+        return probability_of_robustness(d, r[points], confidence=1 - (1 - confidence) / share)
+
+    def attack(points: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
+        """Attack the given points; return the perturbations and where they break r-robustness."""
+        delta = maximum_damage(
+            model, x[points], radius, steps=steps, restarts=restarts, samples=samples, box=box,
+            perturb_sigma=perturb_sigma, generator=torch.Generator(x.device).manual_seed(seed),
+        ).delta  # fmt: skip
+        return delta, torch.as_tensor(judge(points, delta, 1).high <= 0.5, device=x.device)
+
+    every = torch.arange(len(x), device=x.device)
+    none = torch.zeros_like(x)
+    robust = torch.as_tensor(judge(every, none, 1).probability > 0.5, device=x.device)
+    high = torch.where(robust, limit, 0.0).to(x.dtype)
+    low = torch.where(robust, limit * 1e-4, 0.0).to(x.dtype)
+    delta = none.clone()
+    broken = ~robust
+    rows = every[robust]
+    if len(rows):
+        delta[rows], broken[rows] = attack(rows, high[rows])
+    rows = every[robust & broken]
+    while len(rows):
+        middle = (low[rows] * high[rows]).sqrt()  # margins span decades, so halve the ratio
+        found, breaks = attack(rows, middle)
+        low[rows] = torch.where(breaks, low[rows], middle)
+        high[rows] = torch.where(breaks, middle, high[rows])
+        delta[rows] = torch.where(breaks[:, None], found, delta[rows])
+        rows = rows[high[rows] > low[rows] * (1 + tolerance)]
+    # the search met many tests, so its last success may be luck: new samples decide, and where they do not agree the
+    # next larger radius is attacked and tested anew; the tests share the error that the confidence allows
+    outcome = judge(every, delta, 2, share=ATTEMPTS)
+    arrays = [outcome.probability, outcome.low, outcome.high]
+    for attempt in range(1, ATTEMPTS):
+        rows = every[robust & broken & torch.as_tensor(arrays[2] > 0.5, device=x.device)]
+        if not len(rows):
+            break
+        high[rows] = (high[rows] * (1 + tolerance)).clamp(max=limit)
+        delta[rows], _ = attack(rows, high[rows])
+        again = judge(rows, delta[rows], 2 + attempt, share=ATTEMPTS)
+        for old, new in zip(arrays, again, strict=False):
+            old[rows.cpu().numpy()] = new
+    judged = Robustness(*arrays, judging_samples, outcome.confidence)
+    return AttackMargin(high, delta, judged, judged.high <= 0.5, robust & ~broken, limit)
