@@ -274,7 +274,9 @@ def random_direction_radius(
         holds = within(rows % n, middle) >= needed[rows]
         low[rows] = torch.where(holds, middle, low[rows])
         high[rows] = torch.where(holds, high[rows], middle)
-    radius, surely, at_most = torch.where(last >= 0, low, 0.0).reshape(3, n)
+    # the true radius may lie anywhere in the last bracket, so the upper limit is that bracket's upper end
+    radius, surely = torch.where(last >= 0, low, 0.0).reshape(3, n)[:2]
+    at_most = torch.where(last >= 0, high, 0.0).reshape(3, n)[2]
     return RandomDirectionRadius(
         radius, surely, torch.where(held.reshape(3, n, -1)[2, :, -1], torch.inf, at_most),
         held[:n, -1], limit, samples, confidence,

@@ -69,8 +69,10 @@ def project(delta: Tensor, radius: Tensor, x: Tensor | None = None) -> Tensor:
         full = _clip(delta, x)
         delta = torch.where(full.norm(dim=-1, keepdim=True) <= reach, full, _clip(delta * low, x))
     norm = delta.double().norm(dim=-1, keepdim=True)
-    # a hair less than radius / norm, since each coordinate is rounded once more; shrinking cannot leave the box
-    shrink = (radius[:, None] * (1 - 2 * torch.finfo(delta.dtype).eps) / norm.clamp(min=1e-300)).clamp(max=1)
+    # a hair less than radius / norm, since each coordinate and, in double precision, the norm itself is rounded once
+    # more: its sum of d squares errs by at most d / 2 roundings; shrinking cannot leave the box
+    hair = 2 * torch.finfo(delta.dtype).eps + delta.shape[-1] * torch.finfo(torch.double).eps
+    shrink = (radius[:, None] * (1 - hair) / norm.clamp(min=1e-300)).clamp(max=1)
     return torch.where(norm <= radius[:, None], delta, (delta.double() * shrink).to(delta.dtype))
 
 
@@ -192,8 +194,9 @@ def latent_attack(
     TypeError, ValueError
         If an argument has the wrong shape or range.
     """
+    checks.vectors("target", target, like=checks.vectors("x", x))
     with torch.no_grad():
-        aim = model.encode(checks.vectors("target", target, like=x))[0]
+        aim = model.encode(target)[0]
 
     def distance(points: slice, delta: Tensor) -> Tensor:
         return (_encode(model, x[points] + delta)[0] - aim[points]).norm(dim=-1)
@@ -231,7 +234,7 @@ def output_attack(
     TypeError, ValueError
         If an argument has the wrong shape or range.
     """
-    checks.vectors("target", target, like=x)
+    checks.vectors("target", target, like=checks.vectors("x", x))
 
     def distance(points: slice, delta: Tensor) -> Tensor:
         mu = _encode(model, x[points] + delta)[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -17,10 +18,10 @@ def positive(name: str, value: float, *, zero: bool = False) -> float:
     ValueError
         If it is not.
     """
-    value = float(value)
-    if not math.isfinite(value) or value < 0 or (value == 0 and not zero):
-        raise ValueError(f"{name} must be a finite number {'>=' if zero else '>'} 0, but is {value}")
-    return value
+    number = _number(value)
+    if not math.isfinite(number) or number < 0 or (number == 0 and not zero):
+        raise ValueError(f"{name} must be a finite number {'>=' if zero else '>'} 0, but is {value!r}")
+    return number
 
 
 def count(name: str, value: int, *, least: int = 1) -> int:
@@ -31,7 +32,7 @@ def count(name: str, value: int, *, least: int = 1) -> int:
     ValueError
         If it is not.
     """
-    if isinstance(value, bool) or int(value) != value or value < least:
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
         raise ValueError(f"{name} must be a whole number of at least {least}, but is {value!r}")
     return int(value)
 
@@ -44,9 +45,18 @@ def probability(name: str, value: float) -> float:
     ValueError
         If it does not.
     """
-    if not 0 < value < 1:
-        raise ValueError(f"{name} must lie strictly between 0 and 1, but is {value}")
-    return float(value)
+    number = _number(value)
+    if not 0 < number < 1:
+        raise ValueError(f"{name} must lie strictly between 0 and 1, but is {value!r}")
+    return number
+
+
+def _number(value: object) -> float:
+    """Return ``value`` as a float, NaN where it is no number: no check lets that through."""
+    try:
+        return float("nan" if isinstance(value, str) else value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return math.nan
 
 
 def one_of(name: str, value: str, choices: Iterable[str]) -> str:
@@ -64,7 +74,7 @@ def one_of(name: str, value: str, choices: Iterable[str]) -> str:
 
 
 def vectors(name: str, value: Tensor, width: int | None = None, *, like: Tensor | None = None) -> Tensor:
-    """Return ``value`` if it is a finite float tensor of shape (n, width), n >= 1.
+    """Return ``value`` if it is a finite float tensor of shape (n, width), both >= 1.
 
     Parameters
     ----------
@@ -87,10 +97,10 @@ def vectors(name: str, value: Tensor, width: int | None = None, *, like: Tensor 
     if not isinstance(value, Tensor) or not value.is_floating_point():
         kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
         raise TypeError(f"{name} must be a tensor of floating point numbers, but is {kind}")
-    want = f"(n, {'d' if width is None else width})" if like is None else str(tuple(like.shape))
-    wrong = value.ndim != 2 or len(value) == 0 or (width is not None and value.shape[1] != width)
+    want = "(n, d) with n, d >= 1" if width is None else f"(n, {width}) with n >= 1"
+    wrong = value.ndim != 2 or value.numel() == 0 or (width is not None and value.shape[1] != width)
     if wrong or (like is not None and value.shape != like.shape):
-        raise ValueError(f"{name} must have shape {want} with n >= 1, but has {tuple(value.shape)}")
+        raise ValueError(f"{name} must have shape {want if like is None else tuple(like.shape)}, but has {tuple(value.shape)}")
     if not torch.isfinite(value).all():
         raise ValueError(f"{name} must be finite, but holds {int((~torch.isfinite(value)).sum())} NaN or infinite")
     return value
@@ -116,12 +126,18 @@ def per_point(name: str, value: float | Tensor, n: int, like: Tensor) -> Tensor:
 
     Raises
     ------
+    TypeError
+        If it holds no numbers.
     ValueError
         If the shape is neither () nor (n,), or a number is negative, NaN or infinite.
     """
-    out = torch.as_tensor(value, dtype=like.dtype, device=like.device)
+    try:
+        out = torch.as_tensor(value, dtype=like.dtype, device=like.device)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"{name} must be one number or a tensor of shape ({n},), but is {value!r}") from error
     if out.ndim > 1 or (out.ndim == 1 and len(out) != n):
         raise ValueError(f"{name} must be one number or shape ({n},), but has shape {tuple(out.shape)}")
-    if not (torch.isfinite(out) & (out >= 0)).all():
-        raise ValueError(f"{name} must be finite and >= 0, but its least is {float(out.min())}")
+    wrong = out[~(torch.isfinite(out) & (out >= 0))]
+    if len(wrong):
+        raise ValueError(f"{name} must be finite and >= 0, but holds {float(wrong[0])}")
     return out.expand(n)

@@ -6,6 +6,7 @@ import logging
 import multiprocessing
 import os
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -30,7 +31,7 @@ def fetch_data() -> None:
         click.echo(f"{dataset}: {len(images):,} test images from {images.source}")
 
 
-def train_one(spec: Spec, folder: Path, threads: int, device: str, position: int) -> str:
+def train_one(spec: Spec, folder: Path, threads: int, device: str, position: int, images: int | None) -> str:
     """Train one model in a process of its own, with a progress bar on line ``position``."""
     torch.set_num_threads(threads)
     # Adam's second moments of dead units sink into denormal numbers, which some processors handle 100 times slower
@@ -42,7 +43,9 @@ def train_one(spec: Spec, folder: Path, threads: int, device: str, position: int
             bar.set_postfix_str(f"test ELBO {row['test_elbo']:.2f}", refresh=False)
             bar.update(done - bar.n)
 
-        train(spec, data.load(spec.dataset, "train"), data.load(spec.dataset), folder, device=device, progress=show)
+        everything, test = data.load(spec.dataset, "train"), data.load(spec.dataset)
+        some = replace(everything, pixels=everything.pixels[:images], labels=everything.labels[:images])
+        train(spec, some, test, folder, device=device, progress=show)
     return spec.name
 
 
@@ -51,14 +54,18 @@ def train_one(spec: Spec, folder: Path, threads: int, device: str, position: int
 @click.option("--only", default="", help="Train only the models whose name contains this.")
 @click.option("--jobs", default=os.cpu_count() or 1, show_default=True, help="Models at a time.")
 @click.option("--device", default="cpu", show_default=True, help="cpu, or cuda where there is one.")
-def train_grid(folder: Path, only: str, jobs: int, device: str) -> None:
+@click.option("--epochs", default=Spec.epochs, show_default=True, help="Fewer for a trial.")
+@click.option("--images", type=int, help="Train on the first so many images only, for a trial.")
+def train_grid(folder: Path, only: str, jobs: int, device: str, epochs: int, images: int | None) -> None:
     """Train every model of the grid; goes on where an earlier run was stopped."""
-    specs = [spec for spec in GRID if only in spec.name]
+    specs = [replace(spec, epochs=epochs) for spec in GRID if only in spec.name]
+    if not specs:
+        raise click.BadParameter(f"no model's name contains {only!r}", param_hint="--only")
     for dataset in sorted({spec.dataset for spec in specs}):
         data.load(dataset, "train")  # once, before the processes ask for it all at the same time
     threads = max(1, (os.cpu_count() or 1) // jobs)
     context = multiprocessing.get_context("spawn")  # a forked process would inherit torch's locked thread pool
     with ProcessPoolExecutor(jobs, mp_context=context) as pool:
-        runs = [pool.submit(train_one, spec, folder, threads, device, 1 + i % jobs) for i, spec in enumerate(specs)]
+        runs = [pool.submit(train_one, spec, folder, threads, device, 1 + i % jobs, images) for i, spec in enumerate(specs)]
         for run in tqdm(as_completed(runs), total=len(runs), desc="models", position=0):
             tqdm.write(f"{run.result()}: done")

@@ -359,5 +359,6 @@ def distance_quantile(distance: Tensor, level: float = 0.5, *, confidence: float
     last = int(below.ppf(1 - tail)) + 1
     low = ordered[:, first - 1] if first >= 1 else torch.zeros_like(ordered[:, 0])
     high = ordered[:, last - 1] if last <= samples else torch.full_like(ordered[:, 0], torch.inf)
-    at = min(samples - 1, max(0, int(np.ceil(level * samples)) - 1))
+    # rounded, since 0.55 * 100 is a hair above 55 in floating point
+    at = min(samples - 1, max(0, int(np.ceil(round(level * samples, 6))) - 1))
     return Quantile(ordered[:, at], low, high, level, confidence)

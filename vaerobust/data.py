@@ -17,10 +17,12 @@ import subprocess
 import tarfile
 import tempfile
 import threading
+import zlib
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from gzip import GzipFile
+from http.client import HTTPException
 from io import StringIO
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -165,7 +167,10 @@ def read_cache(dataset: str, folder: Path, names: Sequence[str]) -> tuple[Raw, s
         path = folder / name
         if not path.is_file():
             raise SourceError(f"no {name} in {folder}")
-        raw[name] = path.read_bytes()
+        try:
+            raw[name] = path.read_bytes()
+        except OSError as error:
+            raise SourceError(f"cannot read {name}: {one_line(error)}") from error
         verify(dataset, name, raw[name])
     return raw, origin(folder)
 
@@ -207,8 +212,8 @@ def read_raw(path: Path) -> bytes:
     try:
         with path.open("rb") as packed, GzipFile(fileobj=packed) as unpacked:
             return unpacked.read()
-    except (OSError, EOFError) as error:
-        raise SourceError(f"{path.name} is corrupt: {error}") from error
+    except (OSError, EOFError, zlib.error) as error:
+        raise SourceError(f"{path.name} is corrupt: {one_line(error)}") from error
 
 
 def verify(dataset: str, name: str, content: bytes) -> None:
@@ -241,28 +246,28 @@ def torchvision_files(dataset: str, folder: Path) -> dict[str, Path]:
     from torchvision import datasets  # slow to import, and not needed where the cache answers
 
     kind = {"mnist": datasets.MNIST, "fashion-mnist": datasets.FashionMNIST}[dataset]
-    hosts = [str(urlsplit(url).hostname) for url in kind.mirrors]
-    if not any(answers(host) for host in hosts):
-        raise SourceError(f"no answer from {' or '.join(hosts)} within {PATIENCE:.0f} s")
+    mirrors = [urlsplit(url) for url in kind.mirrors]
+    if not any(answers(str(url.hostname), url.port or {"http": 80}.get(url.scheme, 443)) for url in mirrors):
+        raise SourceError(f"no answer from {' or '.join(str(url.hostname) for url in mirrors)} within {PATIENCE:.0f} s")
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(PATIENCE)  # torchvision sets no limit of its own: a stalled mirror would hang it
     try:
         with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
             kind(str(folder), download=True)
-    except (OSError, RuntimeError, EOFError) as error:
+    except (OSError, RuntimeError, EOFError, HTTPException, zlib.error) as error:
         raise SourceError(one_line(error)) from error
     finally:
         socket.setdefaulttimeout(before)
     return {path.name: path for path in folder.rglob("*-ubyte")}
 
 
-def answers(host: str) -> bool:
+def answers(host: str, port: int) -> bool:
     """Tell whether a host accepts a connection in time (name look-ups have no limit of their own)."""
     reached = threading.Event()
 
     def connect() -> None:
         try:
-            socket.create_connection((host, 443), timeout=PATIENCE).close()
+            socket.create_connection((host, port), timeout=PATIENCE).close()
             reached.set()
         except OSError:
             pass
@@ -280,7 +285,7 @@ def npm_files(dataset: str, folder: Path) -> dict[str, Path]:
     try:
         with tarfile.open(next(folder.glob("*.tgz"))) as package:
             package.extractall(folder, filter="data")
-    except (StopIteration, tarfile.TarError, OSError, EOFError) as error:
+    except (StopIteration, tarfile.TarError, OSError, EOFError, zlib.error) as error:
         raise SourceError(f"the package is missing or corrupt: {one_line(error)}") from error
     return {path.name: path for path in folder.rglob("*-ubyte")}
 
@@ -311,6 +316,8 @@ def run(program: str, *arguments: str, folder: Path, limit: float = 120) -> None
         raise SourceError(f"{program} took longer than {limit:.0f} s") from error
     except subprocess.CalledProcessError as error:
         raise SourceError(f"{program}: {one_line(error.stderr or error.stdout or error)}") from error
+    except OSError as error:
+        raise SourceError(f"{program} does not start: {one_line(error)}") from error
 
 
 def one_line(message: object) -> str:

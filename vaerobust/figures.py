@@ -13,7 +13,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
 from IPython.display import display
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 from torch import Tensor
 
 from vaerobust import checks
@@ -38,6 +40,15 @@ def set_style() -> None:
             "svg.fonttype": "path",
         }
     )
+
+
+def log_scale(*axes: Axis) -> None:
+    """Make axes logarithmic, labelled 1, 3, 10, 30 ... in plain numbers rather than powers that overlap."""
+    for axis in axes:
+        axis.axes.set(**{f"{axis.axis_name}scale": "log"})
+        axis.set_major_locator(LogLocator(subs=(1, 3)))
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_formatter(NullFormatter())
 
 
 def show(figure: Figure, alt: str, *, bitmap: bool = False) -> None:
@@ -93,8 +104,10 @@ def image_grid(
     Raises
     ------
     ValueError
-        If the rows differ in length or are not images.
+        If there are no rows, they differ in length or are not images, or the titles do not fit them.
     """
+    if not rows:
+        raise ValueError("rows must hold images, but is empty")
     labels = list(rows) if isinstance(rows, dict) else [""] * len(rows)
     images = list(rows.values()) if isinstance(rows, dict) else rows
     for label, row in zip(labels, images, strict=True):
@@ -102,6 +115,8 @@ def image_grid(
     columns = len(images[0])
     if any(len(row) != columns for row in images):
         raise ValueError(f"rows must be equally long, but have {[len(row) for row in images]} images")
+    if titles is not None and len(titles) != columns:
+        raise ValueError(f"titles must be one for each of the {columns} columns, but are {len(titles)}")
     figure, axes = plt.subplots(
         len(images), columns, squeeze=False, figsize=(0.9 * scale * columns + 1.1 * any(labels), 0.9 * scale * len(images))
     )

@@ -91,7 +91,8 @@ def attack_margin(
     TypeError, ValueError
         If an argument has the wrong shape or range.
     """
-    r = checks.per_point("r", r, len(x), checks.vectors("x", x))
+    checks.vectors("x", x)
+    r = checks.per_point("r", r, len(x), x)
     checks.positive("limit", limit)
     checks.probability("tolerance", tolerance)
 
@@ -142,4 +143,6 @@ def attack_margin(
         for old, new in zip(arrays, again, strict=False):
             old[rows.cpu().numpy()] = new
     judged = Robustness(*arrays, judging_samples, outcome.confidence)
-    return AttackMargin(high, delta, judged, judged.high <= 0.5, robust & ~broken, limit)
+    # the perturbation may be shorter than the radius that it was allowed, above all in a box
+    radius = torch.where(robust & broken, torch.linalg.vector_norm(delta, dim=1), high)
+    return AttackMargin(radius, delta, judged, judged.high <= 0.5, robust & ~broken, limit)

@@ -80,7 +80,14 @@ class VAE(nn.Module):
         Returns
         -------
         mu, sigma : Tensor, shape (..., d_z)
+
+        Raises
+        ------
+        ValueError
+            If the images do not have d_x pixels.
         """
+        if x.shape[-1] != self.pixels:
+            raise ValueError(f"x must have shape (..., {self.pixels}), but has {tuple(x.shape)}")
         shared = F.relu(self.encoder_shared(x))
         return self.encoder_mu(shared), F.softplus(self.encoder_sigma(shared)) + self.tau
 
@@ -147,7 +154,7 @@ def elbo_terms(vae: VAE, x: Tensor, eta: Tensor) -> tuple[Tensor, Tensor]:
 
 
 # The continuous Bernoulli with logit u has density C(u) exp(u x) / (1 + exp(u)) on [0, 1], with
-# C(u) = u / tanh(u / 2) and mean 1 / (1 - exp(-u)) - 1 / u. Both are 0/0 at u = 0: use their series there.
+# C(u) = u / tanh(u / 2) and mean 1 / (1 - exp(-u)) - 1 / u = (1 + 1 / tanh(u / 2)) / 2 - 1 / u. Both are 0/0 at u = 0: use their series there.
 _NEAR = 0.05
 
 
@@ -162,4 +169,4 @@ def continuous_bernoulli_mean(logits: Tensor) -> Tensor:
     """Return the mean of the continuous Bernoulli with the given logits, elementwise; 1/2 at 0."""
     near = logits.abs() < _NEAR
     u = torch.where(near, torch.ones_like(logits), logits)
-    return torch.where(near, 0.5 + logits / 12, -1 / torch.expm1(-u) - 1 / u)
+    return torch.where(near, 0.5 + logits / 12, 0.5 + 0.5 / torch.tanh(u / 2) - 1 / u)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from numbers import Integral
+from numbers import Real
 
 from myst_nb import glue
 
@@ -19,11 +19,11 @@ def number(**measured: float | int | str) -> None:
     Raises
     ------
     ValueError
-        If a number is NaN: the text would say ``nan``.
+        If a value is NaN, where the text would say ``nan``, or is neither a number nor a string.
     """
     for name, value in measured.items():
         if not isinstance(value, str):
-            value = int(value) if isinstance(value, Integral) else float(value)
-            if math.isnan(value):
-                raise ValueError(f"{name} is NaN, which no text can report")
+            value = getattr(value, "item", lambda value=value: value)()
+            if not isinstance(value, Real) or math.isnan(value):
+                raise ValueError(f"{name} must be a number or text that can be reported, but is {value}")
         glue(name, value, display=False)

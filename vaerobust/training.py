@@ -24,7 +24,7 @@ from vaerobust import checks
 from vaerobust.data import DATASETS, Images
 from vaerobust.files import digest, write_atomically
 from vaerobust.model import LIKELIHOODS, VAE, elbo_terms
-from vaerobust.weights import half_precision_bytes, save_model
+from vaerobust.weights import half_precision_bytes, load_model, save_model
 
 EVALUATION_SEED = 1
 Row = dict[str, float]
@@ -123,6 +123,7 @@ class Run:
             if images.dataset != spec.dataset:
                 raise ValueError(f"{images.split} must be images of {spec.dataset!r}, but are of {images.dataset!r}")
         self.spec, self.train, self.test = spec, train, test
+        self.data = data_digests(train, test)
         self.pixels, self.test_pixels = train.pixels.to(device), test.pixels.to(device)
         self.vae = spec.build().to(device)
         # the fused step reads and writes each moment once; the default makes a pass per operation
@@ -158,7 +159,8 @@ class Run:
         for i, moments in self.adam.state_dict()["state"].items():
             tensors |= {f"adam.{i}.{name}": value for name, value in moments.items()}
         tensors["generator"] = self.generator.get_state()
-        return save(tensors, {"spec": json.dumps(asdict(self.spec)), "history": json.dumps(self.history)})
+        record = {"spec": asdict(self.spec), "data": self.data, "history": self.history}
+        return save(tensors, {"record": json.dumps(record), "sha256": digest(save(tensors))})
 
     def resume(self, path: Path) -> None:
         """Take over the state of a checkpoint file.
@@ -172,11 +174,16 @@ class Run:
             content = path.read_bytes()
             tensors = load(content)
             header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
-            spec, history = json.loads(header["spec"]), json.loads(header["history"])
+            record = json.loads(header["record"])
+            spec, data, history = record["spec"], record["data"], record["history"]
+            if digest(save(tensors)) != header["sha256"]:
+                raise ValueError("its tensors are not those that were written")
         except (SafetensorError, ValueError, KeyError) as error:
             raise ValueError(f"checkpoint {path} is corrupt ({error}); delete it to train from the start") from error
         if spec != asdict(self.spec):
             raise ValueError(f"checkpoint {path} is of another run, {spec}; delete it to train {asdict(self.spec)}")
+        if data != self.data:
+            raise ValueError(f"checkpoint {path} is of a run on other images; delete it to train on these")
         self.vae.load_state_dict({k.removeprefix("weights."): v for k, v in tensors.items() if k.startswith("weights.")})
         state: dict[int, dict[str, Tensor]] = {}
         for key, value in tensors.items():
@@ -213,17 +220,19 @@ def train(
     Returns
     -------
     path
-        The weights' file. If it is there already, with a manifest of the same spec, nothing is trained.
+        The weights' file. If it is there already, with a manifest of the same spec and images, nothing is trained.
 
     Raises
     ------
     ValueError
-        If the folder holds a corrupt checkpoint, or one or a manifest of another run of this name.
+        If the folder holds a corrupt checkpoint or model, or one of another run of this name.
     """
     folder = Path(folder)
     weights, manifest, unfinished = (folder / f"{spec.name}.{end}" for end in ("safetensors", "json", "checkpoint"))
     if weights.exists() and manifest.exists():
-        if json.loads(manifest.read_text())["spec"] != asdict(spec):
+        record = load_model(weights).manifest
+        data = {split: images["sha256"] for split, images in record["data"].items()}
+        if (record["spec"], data) != (asdict(spec), data_digests(train_images, test_images)):
             raise ValueError(f"{manifest} is of another run; choose another folder or delete it")
         return weights
     run = Run(spec, train_images, test_images, device)
@@ -246,7 +255,7 @@ def describe(run: Run) -> dict[str, object]:
         "final": evaluate(run.vae, run.pixels, prefix="train") | evaluate(run.vae, run.test_pixels, prefix="test"),
         "weights_sha256": digest(half_precision_bytes(run.vae)),
         "data": {
-            images.split: {"source": images.source, "images": len(images), "sha256": digest(images.pixels.numpy().tobytes())}
+            images.split: {"source": images.source, "images": len(images), "sha256": run.data[images.split]}
             for images in (run.train, run.test)
         },
         "seconds": sum(row["seconds"] for row in run.history),
@@ -259,6 +268,11 @@ def describe(run: Run) -> dict[str, object]:
         },
         "history": [{name: float(f"{value:.7g}") for name, value in row.items()} for row in run.history],
     }
+
+
+def data_digests(*splits: Images) -> dict[str, str]:
+    """Return the SHA-256 of each split's pixels, by the split's name."""
+    return {images.split: digest(images.pixels.numpy().tobytes()) for images in splits}
 
 
 def processor() -> str:

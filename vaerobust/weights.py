@@ -65,8 +65,8 @@ def load_model(path: str | Path) -> Trained:
         weights = load(content)
         vae = VAE(784, spec["hidden"], spec["latents"], tau=spec["tau"], likelihood=spec["likelihood"])
         vae.load_state_dict({name: value.float() for name, value in weights.items()})
-    except (ValueError, KeyError, SafetensorError, RuntimeError) as error:
-        raise ValueError(f"model {path} is corrupt: {error}") from error
+    except (ValueError, KeyError, TypeError, SafetensorError, RuntimeError) as error:
+        raise ValueError(f"model {path} is corrupt ({type(error).__name__}: {error})") from error
     return Trained(vae.requires_grad_(False), manifest)
 
 
