@@ -378,6 +378,8 @@ def build_site(out: Path) -> int:
     command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build", ROOT]
     options = ["--path-output", work, "--all", "-q", "-W", "-n", "--keep-going"]
     environment = os.environ | {"VAEROBUST_EXECUTED": str(executed)}
+    if not sys.stderr.isatty():
+        environment["NO_COLOR"] = "1"
     done = subprocess.run(command + options, env=environment, stdout=subprocess.PIPE, text=True, check=False)
     built = work / "_build/html"
     if done.returncode:

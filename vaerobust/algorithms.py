@@ -54,6 +54,8 @@ class RandomDirectionRadius(NamedTuple):
     samples : int
         Samples at each radius.
     confidence : float
+    tests : Tensor of int, shape (n,)
+        Radii at which samples were drawn, for each point.
     """
 
     radius: Tensor
@@ -63,6 +65,7 @@ class RandomDirectionRadius(NamedTuple):
     limit: float
     samples: int
     confidence: float
+    tests: Tensor
 
 
 def algorithm_1_as_printed(
@@ -253,8 +256,11 @@ def random_direction_radius(
     fewest, most = stats.binom(samples, 0.5).ppf([tail, 1 - tail])
     needed = torch.tensor([samples / 2, most + 1, fewest], dtype=x.dtype, device=x.device).repeat_interleave(n)
 
+    tests = torch.zeros(n, dtype=torch.int64, device=x.device)
+
     def within(points: Tensor, radius: Tensor) -> Tensor:
         """Count the samples with D <= r at the given rows of x and radii."""
+        tests.add_(points.bincount(minlength=n))
         generator = torch.Generator(x.device).manual_seed(seed)
         d = distances_in_random_directions(
             model, x[points], radius, samples=samples, generator=generator, perturb_sigma=perturb_sigma
@@ -279,7 +285,7 @@ def random_direction_radius(
     at_most = torch.where(last >= 0, high, 0.0).reshape(3, n)[2]
     return RandomDirectionRadius(
         radius, surely, torch.where(held.reshape(3, n, -1)[2, :, -1], torch.inf, at_most),
-        held[:n, -1], limit, samples, confidence,
+        held[:n, -1], limit, samples, confidence, tests,
     )  # fmt: skip
 
 

@@ -114,8 +114,8 @@ def attack_margin(
     every = torch.arange(len(x), device=x.device)
     none = torch.zeros_like(x)
     robust = torch.as_tensor(judge(every, none, 1).probability > 0.5, device=x.device)
-    high = torch.where(robust, limit, 0.0).to(x.dtype)
-    low = torch.where(robust, limit * 1e-4, 0.0).to(x.dtype)
+    high = limit * robust.to(x.dtype)
+    low = 1e-4 * high
     delta = none.clone()
     broken = ~robust
     rows = every[robust]
@@ -143,6 +143,8 @@ def attack_margin(
         for old, new in zip(arrays, again, strict=False):
             old[rows.cpu().numpy()] = new
     judged = Robustness(*arrays, judging_samples, outcome.confidence)
+    confirmed = judged.high <= 0.5
+    broken |= torch.as_tensor(confirmed, device=x.device)  # at the limit the last test may succeed where the first did not
     # the perturbation may be shorter than the radius that it was allowed, above all in a box
     radius = torch.where(robust & broken, torch.linalg.vector_norm(delta, dim=1), high)
-    return AttackMargin(radius, delta, judged, judged.high <= 0.5, robust & ~broken, limit)
+    return AttackMargin(radius, delta, judged, confirmed, robust & ~broken, limit)

@@ -143,7 +143,7 @@ class Run:
             reconstruction, kl = elbo_terms(self.vae, x, eta)
             loss = (spec.beta * kl - reconstruction).mean()
             if not torch.isfinite(loss):
-                raise FloatingPointError(f"{spec.name}: the loss is {float(loss)} in epoch {len(self.history) + 1}")
+                raise FloatingPointError(f"{spec.name}: the loss is {loss.item()} in epoch {len(self.history) + 1}")
             self.adam.zero_grad()
             loss.backward()
             self.adam.step()
@@ -159,8 +159,8 @@ class Run:
         for i, moments in self.adam.state_dict()["state"].items():
             tensors |= {f"adam.{i}.{name}": value for name, value in moments.items()}
         tensors["generator"] = self.generator.get_state()
-        record = {"spec": asdict(self.spec), "data": self.data, "history": self.history}
-        return save(tensors, {"record": json.dumps(record), "sha256": digest(save(tensors))})
+        record = {"record": json.dumps({"spec": asdict(self.spec), "data": self.data, "history": self.history})}
+        return save(tensors, record | {"sha256": digest(save(tensors, record))})
 
     def resume(self, path: Path) -> None:
         """Take over the state of a checkpoint file.
@@ -176,8 +176,8 @@ class Run:
             header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
             record = json.loads(header["record"])
             spec, data, history = record["spec"], record["data"], record["history"]
-            if digest(save(tensors)) != header["sha256"]:
-                raise ValueError("its tensors are not those that were written")
+            if digest(save(tensors, {"record": header["record"]})) != header["sha256"]:
+                raise ValueError("its content is not what was written")
         except (SafetensorError, ValueError, KeyError) as error:
             raise ValueError(f"checkpoint {path} is corrupt ({error}); delete it to train from the start") from error
         if spec != asdict(self.spec):

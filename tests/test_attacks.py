@@ -1,0 +1,373 @@
+"""Attacks: always feasible, and as strong as the exact worst case where that is known."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from conftest import (
+    ALARM,
+    DOUBLE,
+    LinearGaussianVAE,
+    SpreadingVAE,
+    graded_model,
+    random_vae,
+    seeded,
+    square_model,
+    uniform,
+)
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import optimize, stats
+
+from vaerobust import attacks, criterion
+from vaerobust.attacks import METHODS, latent_attack, maximum_damage, output_attack, project
+from vaerobust.criterion import distances
+
+QUICK = {"steps": 3, "restarts": 2}
+
+
+def every_attack(model, target, **options):
+    """Return all four attacks by name, each a function of points, target, radius and generator."""
+    damage = {"samples": 3, "judging_samples": 3} | options
+    return {
+        **{
+            method: lambda x, t, radius, g, method=method: maximum_damage(
+                model, x, radius, method=method, generator=g, **damage
+            )
+            for method in METHODS
+        },
+        "latent": lambda x, t, radius, g: latent_attack(model, x, t, radius, generator=g, **options),
+        "output": lambda x, t, radius, g: output_attack(model, x, t, radius, generator=g, **options),
+    }
+
+
+ATTACKS = (*METHODS, "latent", "output")
+
+
+# feasibility
+
+pixels_of = st.sampled_from(["anywhere", "at the walls", "next to the walls"])
+
+
+def some_pixels(kind, n, d, dtype, seed):
+    x = torch.rand(n, d, generator=seeded(seed), dtype=dtype)
+    if kind == "anywhere":
+        return x
+    x = x.round()
+    return x if kind == "at the walls" else (x - 1e-7).abs()
+
+
+@settings(max_examples=300)
+@given(
+    st.integers(1, 3), st.integers(1, 40), st.sampled_from([(), (2,), (2, 3)]), st.integers(0, 10**6), pixels_of,
+    st.sampled_from([torch.float32, torch.float64]), st.sampled_from([0.0, 1e-6, 0.3, 1.0, 50.0]),
+    st.sampled_from([0.0, 1e-3, 1.0, 100.0]), st.booleans(),
+)  # fmt: skip
+def test_projection_is_feasible_exactly_and_leaves_what_is_feasible(n, d, lead, seed, kind, dtype, radius, length, box):
+    x = some_pixels(kind, n, d, dtype, seed)
+    delta = length * torch.randn(*lead, n, d, generator=seeded(seed + 1), dtype=dtype)
+    radius = radius * torch.rand(n, generator=seeded(seed + 2), dtype=torch.float64)
+    found = project(delta, radius, x if box else None)
+    assert found.shape == delta.shape
+    assert found.dtype == dtype
+    assert (found.double().norm(dim=-1) <= radius).all()
+    if box:
+        assert ((x + found >= 0) & (x + found <= 1)).all()
+    assert torch.equal(project(found, radius, x if box else None), found)
+
+
+@settings(max_examples=100)
+@given(st.integers(1, 3), st.integers(0, 10**6), pixels_of, st.floats(0.01, 2.0), st.booleans())
+def test_projection_is_the_nearest_point(d, seed, kind, radius, box):
+    """A point p of a convex set is nearest to delta iff (delta - p) . (y - p) <= 0 for every y in the set.
+
+    The shrinkage is halved 30 times, so p may be off by ||delta|| / 2**30.
+    """
+    x = some_pixels(kind, 1, d, torch.float64, seed)
+    delta = torch.randn(1, d, generator=seeded(seed + 1), dtype=torch.float64)
+    found = project(delta, torch.tensor([radius], dtype=torch.float64), x if box else None)
+    others = 2 * torch.randn(500, d, generator=seeded(seed + 2), dtype=torch.float64)
+    if box:
+        others = torch.maximum(torch.minimum(others, 1 - x), -x)
+    others *= (radius / others.norm(dim=1, keepdim=True).clamp(min=1e-30)).clamp(max=1)
+    length = float(delta.norm())
+    error = length / 2**30 + radius * 1e-12
+    assert float(((delta - found) * (others - found)).sum(1).max()) <= error * (length + 2 * radius)
+
+
+@settings(max_examples=25)
+@pytest.mark.parametrize("name", ATTACKS)
+@given(
+    n=st.integers(1, 3), d=st.integers(1, 6), seed=st.integers(0, 10**6), kind=pixels_of, box=st.booleans(),
+    dtype=st.sampled_from([torch.float32, torch.float64]), radii=st.lists(st.sampled_from([0.0, 1e-6, 0.2, 1.7, 300.0]), min_size=3),
+)  # fmt: skip
+def test_attacks_respect_radius_and_box_exactly(name, n, d, seed, kind, box, dtype, radii):
+    model = random_vae(d, 8, 2, seed=seed % 5).to(dtype)
+    x = some_pixels(kind, n, d, dtype, seed)
+    radius = torch.tensor(radii[:n], dtype=torch.float64)
+    attack = every_attack(model, None, box=box, **QUICK)[name]
+    found = attack(x, some_pixels("anywhere", n, d, dtype, seed + 1), radius, seeded(seed))
+    assert (found.delta.double().norm(dim=1) <= radius).all()
+    if box:
+        assert ((x + found.delta >= 0) & (x + found.delta <= 1)).all()
+    assert found.delta.shape == x.shape
+    assert found.objective.shape == (n,)
+    assert torch.isfinite(found.objective).all()
+
+
+# strength
+
+
+def worst_shift(model, radius, method, **options):
+    """Attack one point and return the shift ||A delta||_2 that it got."""
+    x = uniform(1, model.weight.shape[1])
+    return float(
+        (maximum_damage(model, x, radius, method=method, generator=seeded(0), **options).delta @ model.weight.T).norm()
+    )
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_exact_worst_direction_of_a_linear_model_is_found(method):
+    """The mean distance differs from the shift by the mean of s ||eta|| at most, so the shift is short by twice that.
+
+    Projected gradient turns towards the worst direction: a step of length a R shrinks the tangent of the angle by
+    (1 + a / 4) / (1 + a), as the second squared singular value is a quarter of the first. The 200 steps shrink it by
+    exp(-30). L-BFGS-B stops at a relative change of 2e-9. Both are less than 1e-7 of the shift.
+    """
+    model, radius, s = graded_model(sigma=1e-6), 0.7, 1e-6
+    found = worst_shift(model, radius, method, steps=200, restarts=1, samples=16)
+    noise = 2 * s * np.sqrt(16 * stats.chi2(4).isf(ALARM))  # no sum of 16 norms is larger
+    assert radius * (1 - 1e-7) - noise <= found <= radius * (1 + DOUBLE)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_exact_worst_case_within_the_box_is_found(method):
+    """With one latent the distance is |a . delta|, and its largest value over ball and box solves in one variable.
+
+    On a linear function projected gradient is the proximal point method, whose gap is at most ||a|| times the squared
+    distance to the optimum, (2 R)^2, over twice the sum of its step lengths, R (steps + 2) / 4.
+    """
+    model, radius, steps = LinearGaussianVAE(30, 1, sigma=1e-7), 1.2, 400
+    a, x = model.weight[0], uniform(1, 30).round()
+
+    def largest(sign):
+        def clipped(scale):
+            return torch.maximum(torch.minimum(sign * a * scale, 1 - x[0]), -x[0])
+
+        scale = optimize.brentq(lambda scale: float(clipped(scale).norm()) - radius, 0.0, 1e4)
+        return float((a * clipped(scale)).sum().abs())
+
+    exact = max(largest(1), largest(-1))
+    assert exact < 0.95 * radius * float(a.norm())  # so the box matters
+    found = maximum_damage(
+        model, x, radius, method=method, steps=steps, restarts=8, samples=2, box=True, generator=seeded(0)
+    )
+    gap = float(a.norm()) * (2 * radius) ** 2 / (radius * (steps + 2) / 2)
+    value = float((found.delta @ a).abs())
+    assert exact - gap <= value <= exact * (1 + DOUBLE)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_objective_is_the_mean_distance_on_new_noise(method, square):
+    """In a model where all directions are alike, E D at the radius is a mean of a noncentral chi law, whatever the attack.
+
+    D is a norm of a normal vector, so its variance is at most s^2 (Gaussian Poincare inequality).
+    """
+    radius, judging = 0.2, 4000
+    found = maximum_damage(square, uniform(2, 4), radius, method=method, judging_samples=judging, generator=seeded(1))
+    law = stats.ncx2(4, (2 * radius / 0.1) ** 2)
+    exact = 0.1 * law.expect(np.sqrt, lb=0, ub=law.isf(1e-13))
+    error = -stats.norm.ppf(ALARM / 4) * 0.1 / judging**0.5
+    assert found.delta.norm(dim=1).tolist() == pytest.approx([radius] * 2, rel=1e-6)
+    assert found.objective.tolist() == pytest.approx([exact] * 2, abs=error)
+
+
+def quiet_vae(pixels, **options):
+    """A random network with next to no noise (sigma of about 1e-11), so that the objective is a plain function."""
+    model = random_vae(pixels, 16, 2, **options)
+    model.encoder_sigma[-1].weight.mul_(0)
+    model.encoder_sigma[-1].bias.fill_(-25.0)
+    return model
+
+
+@pytest.mark.parametrize("box", [False, True])
+@pytest.mark.parametrize("seed", range(3))
+def test_both_optimisers_find_the_global_optimum_in_two_dimensions(seed, box):
+    """Against every point of a grid over the disc; between its points the distance rises by its slope times the spacing."""
+    model, x, radius = quiet_vae(2, seed=seed), uniform(1, 2, seed=seed), 0.6
+    length, angle = torch.linspace(0, radius, 201).double(), torch.linspace(0, 2 * torch.pi, 1601).double()[:-1]
+    delta = torch.stack([length[:, None] * angle.cos(), length[:, None] * angle.sin()], -1)
+    if box:
+        delta = delta[((x + delta >= 0) & (x + delta <= 1)).all(-1)][None]
+    value = (model.decode(model.encode(x + delta)[0]) - model.decode(model.encode(x)[0])).norm(dim=-1)
+    spacing = max(radius / 200, radius * 2 * torch.pi / 1600)
+    slope = float(
+        torch.func.vmap(torch.func.jacrev(lambda p: model.decode(model.encode(p)[0])))((x + delta).flatten(0, 1))
+        .norm(dim=(1, 2))
+        .max()
+    )
+    best = float(value.max())
+    assert slope * spacing < 0.1 * best
+    for method in METHODS:
+        found = maximum_damage(
+            model,
+            x,
+            radius,
+            method=method,
+            steps=60,
+            restarts=8,
+            samples=1,
+            judging_samples=1,
+            box=box,
+            generator=seeded(0),
+        )
+        assert best - slope * spacing <= float(found.objective) <= best + slope * spacing
+
+
+@pytest.mark.parametrize("box", [False, True])
+def test_both_optimisers_beat_random_search_on_a_relu_network(box):
+    model, x, radius = quiet_vae(12), uniform(4, 12), 0.5
+    generator = seeded(3)
+    random = torch.randn(1000, 4, 12, generator=generator, dtype=torch.float64)
+    random = project(100 * random, torch.full((4,), radius, dtype=torch.float64), x if box else None)
+    centre = model.decode(model.encode(x)[0])
+    best = (model.decode(model.encode(x + random)[0]) - centre).norm(dim=-1).max(0).values
+    for method in METHODS:
+        found = maximum_damage(
+            model, x, radius, method=method, samples=1, judging_samples=1, box=box, generator=seeded(0)
+        )
+        assert (found.objective > best).all()
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("perturb_sigma", "growth"), [(False, 1.0), (True, float(np.exp(0.5)))])
+def test_sigma_is_attacked_where_it_was_asked_for(method, perturb_sigma, growth):
+    """A = 0 leaves sigma = 0.1 exp(||x||) as the only thing to attack; at x = 0 the best is exp(R) times as much."""
+    model, x = square_model(gain=0.0, kind=SpreadingVAE), torch.zeros(1, 4, dtype=torch.float64)
+    judging = 4000
+    found = maximum_damage(
+        model, x, 0.5, method=method, perturb_sigma=perturb_sigma, judging_samples=judging, generator=seeded(1)
+    )
+    error = -stats.norm.ppf(ALARM / 2) * stats.chi(4).std() / judging**0.5
+    assert float(found.objective) / (0.1 * growth) == pytest.approx(stats.chi(4).mean(), abs=error)
+    if perturb_sigma:
+        assert float(found.delta.norm()) == pytest.approx(0.5, rel=1e-6)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_perturbing_sigma_changes_nothing_where_sigma_is_constant(method, square):
+    fixed, moved = (
+        maximum_damage(square, uniform(2, 4), 0.2, method=method, perturb_sigma=which, generator=seeded(0), **QUICK)
+        for which in (False, True)
+    )
+    assert torch.equal(fixed.delta, moved.delta)
+    assert torch.equal(fixed.objective, moved.objective)
+
+
+# targeted attacks
+
+
+@pytest.mark.parametrize("attack", [latent_attack, output_attack])
+@pytest.mark.parametrize("share", [0.5, 2.0], ids=["out of reach", "within reach"])
+def test_targeted_attacks_go_straight_to_the_target_where_all_directions_are_alike(attack, share, square):
+    """The best distance is 2 (||t - x|| - R), or 0.
+
+    Out of reach, a step of length l turns the perturbation so that what is across shrinks by 1 - l / (distance + R);
+    the steps add up to R (steps + 2) / 4. Within reach the steps oscillate around the target by less than their length,
+    in the end R / 2 / (steps + 1).
+    """
+    x, target, steps = uniform(3, 4), uniform(3, 4, seed=1), 300
+    distance = (target - x).norm(dim=1)
+    radius = share * distance
+    aim = target if attack is latent_attack else square.decode(square.encode(target)[0])
+    found = attack(square, x, aim, radius, steps=steps, generator=seeded(0))
+    best = 2 * (distance - radius).clamp(min=0)
+    error = radius * np.exp(-(steps + 2) / 4 * share / (1 + share)) if share < 1 else radius / 2 / (steps + 1)
+    assert (found.objective >= best * (1 - DOUBLE)).all()
+    assert (found.objective <= best + 2 * error).all()
+
+
+@pytest.mark.parametrize("box", [False, True])
+def test_targeted_attacks_reduce_their_distance_and_report_it(box, vae):
+    x, target, radius = uniform(5, 12), uniform(5, 12, seed=1), 0.6
+    embedding = {
+        latent_attack: lambda inputs: vae.encode(inputs)[0],
+        output_attack: lambda inputs: vae.decode(vae.encode(inputs)[0]),
+    }
+    for attack, place in embedding.items():
+        aim = place(target) if attack is latent_attack else target
+        before = (place(x) - aim).norm(dim=1)
+        found = attack(vae, x, target, radius, restarts=16, box=box, generator=seeded(0))
+        torch.testing.assert_close(found.objective, (place(x + found.delta) - aim).norm(dim=1), rtol=DOUBLE, atol=0)
+        random = torch.randn(200, 5, 12, generator=seeded(1), dtype=torch.float64)
+        random = project(100 * random, torch.full((5,), radius, dtype=torch.float64), x if box else None)
+        lucky = (place(x + random) - aim).norm(dim=-1).min(0).values
+        assert (found.objective < torch.minimum(before, lucky)).all()
+
+
+@pytest.mark.parametrize("attack", [latent_attack, output_attack])
+def test_with_radius_zero_nothing_moves(attack, vae):
+    x, target = uniform(2, 12), uniform(2, 12, seed=1)
+    found = attack(vae, x, target, 0.0, generator=seeded(0))
+    assert torch.equal(found.delta, torch.zeros_like(x))
+    moved = maximum_damage(vae, x, 0.0, generator=seeded(0))
+    assert torch.equal(moved.delta, torch.zeros_like(x))
+
+
+# invariance
+
+
+@pytest.mark.parametrize("box", [False, True])
+@pytest.mark.parametrize("name", ATTACKS)
+def test_a_point_is_attacked_alike_in_any_order_company_and_chunk(name, box, vae, monkeypatch):
+    """The same noise and starts for all: only roundings of 1e-16 differ, which each of three steps may enlarge by
+    the network's gain over the length of its gradient, below a hundredfold here."""
+    x, target = uniform(5, 12), uniform(5, 12, seed=1)
+    radius = torch.linspace(0.1, 0.6, 5, dtype=torch.float64)
+    attack = every_attack(vae, None, box=box, **QUICK)[name]
+    close = partial(torch.testing.assert_close, rtol=1e-9, atol=1e-10)
+    whole = attack(x, target, radius, seeded(0))
+    for points in (torch.tensor([2, 0, 4, 3, 1]), torch.tensor([3])):
+        found = attack(x[points], target[points], radius[points], seeded(0))
+        close(found.delta, whole.delta[points])
+        close(found.objective, whole.objective[points])
+    for rows in (1, 15):
+        monkeypatch.setattr(attacks, "ROWS", rows)
+        monkeypatch.setattr(criterion, "ROWS", rows)
+        found = attack(x, target, radius, seeded(0))
+        close(found.delta, whole.delta)
+        close(found.objective, whole.objective)
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_equal_seeds_give_equal_attacks_and_torchs_generator_is_left_alone(name, vae):
+    x, target = uniform(2, 12), uniform(2, 12, seed=1)
+    attack = every_attack(vae, None, **QUICK)[name]
+    before = torch.get_rng_state()
+    first, again, other = (attack(x, target, 0.3, seeded(seed)) for seed in (0, 0, 1))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(first.delta, again.delta)
+    assert not torch.equal(first.delta, other.delta)
+    assert not first.delta.requires_grad
+    assert not first.objective.requires_grad
+
+
+def test_a_models_gradients_are_left_alone():
+    vae = random_vae().requires_grad_(True)
+    x = uniform(2, 12)
+    for name, attack in every_attack(vae, None, **QUICK).items():
+        found = attack(x, x.flip(0), 0.3, seeded(0))
+        assert not found.delta.requires_grad, name
+    assert all(weight.grad is None for weight in vae.parameters())
+
+
+def test_the_judge_is_not_the_noise_that_the_optimiser_saw(square):
+    """With one sample to overfit, the objective that the optimiser saw is above the one on new noise; the latter is exact."""
+    x, judging = uniform(1, 4), 4000
+    found = maximum_damage(square, x, 0.05, samples=1, judging_samples=judging, generator=seeded(2))
+    fresh = distances(square, x, found.delta, samples=judging, generator=seeded(99)).mean(1)
+    error = -stats.norm.ppf(ALARM / 2) * 0.1 * (2 / judging) ** 0.5
+    assert float(found.objective) == pytest.approx(float(fresh), abs=error)

@@ -1,0 +1,219 @@
+"""The attack margin against the exact margin of linear VAEs."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from conftest import ALARM, DOUBLE, SpreadingVAE, graded_model, most_misses, seeded, square_model, uniform
+from scipy import optimize, stats
+
+from vaerobust import margins
+from vaerobust.algorithms import minimum_r, random_direction_radius
+from vaerobust.attacks import maximum_damage
+from vaerobust.criterion import distances
+from vaerobust.criterion import probability_of_robustness as count
+from vaerobust.margins import ATTEMPTS, attack_margin
+
+SURE = 1 - ALARM
+"""A confidence at which a confirmed margin below the exact one is an event that ALARM allows."""
+
+
+def shift_at(model, r, probability):
+    """Return the shift at which P(D <= r) has a given value."""
+    return optimize.brentq(lambda shift: model.probability(r, shift) - probability, 0.0, 2 * r)
+
+
+def surely_rejected(samples, confidence, tests):
+    """Return a probability so small that samples reject P > 1/2 in each of some tests, but for ALARM.
+
+    The exact test rejects at most ``k`` of ``samples``; Hoeffding's error for the tests is taken off k / samples.
+    """
+    k = stats.binom.ppf((1 - confidence) / 2, samples, 0.5) - 1
+    return k / samples - np.sqrt(np.log(tests / ALARM) / (2 * samples))
+
+
+def test_attack_margin_is_just_above_the_exact_margin(square):
+    """Every direction is a worst one, so the only excess is that of the tests, the bracket and the new attempts."""
+    samples, tolerance = 4000, 0.02
+    for level in (0.6, 0.9, 0.999):
+        r = square.quantile(level)
+        found = attack_margin(
+            square, uniform(3, 4), r, judging_samples=samples, tolerance=tolerance, confidence=SURE, steps=6
+        )
+        exact = square.margin(r)
+        p = surely_rejected(samples, 1 - (1 - SURE) / ATTEMPTS, 100)
+        most = shift_at(square, r, p) / 2 * (1 + tolerance) ** ATTEMPTS
+        assert found.confirmed.all()
+        assert not found.censored.any()
+        assert (found.radius >= exact).all()
+        assert (found.radius <= most).all()
+        assert (found.judged.high <= 0.5).all()
+
+
+def test_attack_margin_finds_the_one_bad_direction():
+    """With s = 0.01 and r = 1 the distance is the shift, give or take s ||eta||.
+
+    So the attack falls short by twice the mean of s ||eta|| over r at most, and by the angle that 40 steps leave: they
+    shrink its tangent, at most 100 but for one in a million of starts, by the product below.
+    """
+    model, tolerance, samples, steps = graded_model(sigma=0.01), 0.02, 2000, 40
+    lengths = 0.5 * (1 - np.arange(steps + 1) / (steps + 1))
+    tangent = 100 * np.prod((1 + lengths / 4) / (1 + lengths))
+    short = 2 * 0.01 * np.sqrt(stats.chi2(4).isf(ALARM)) / 0.9 + 1 - 1 / np.sqrt(1 + tangent**2)
+    found = attack_margin(
+        model, uniform(2, 20), 1.0, judging_samples=samples, tolerance=tolerance, steps=steps, confidence=SURE
+    )
+    p = surely_rejected(samples, 1 - (1 - SURE) / ATTEMPTS, 100)
+    assert found.confirmed.all()
+    assert (found.radius >= model.margin(1.0)).all()
+    assert (found.radius <= shift_at(model, 1.0, p) * (1 + tolerance) ** ATTEMPTS / (1 - short)).all()
+    assert short < 0.15  # a bound worth having
+    # random directions are far from this one
+    assert (random_direction_radius(model, uniform(2, 20), 1.0, limit=10.0).low > 1.5 * found.radius).all()
+
+
+def test_radius_is_the_length_of_a_perturbation_that_breaks_robustness(vae):
+    """Judged once more with other samples, far fewer than half are within r; Hoeffding's error for each point."""
+    x = uniform(4, 12)
+    r = minimum_r(vae, x, level=0.7, samples=2000, generator=seeded(1)).value
+    for box in (False, True):
+        found = attack_margin(vae, x, r, judging_samples=2000, box=box, confidence=SURE)
+        broken = torch.as_tensor(found.confirmed)
+        assert broken.any()
+        torch.testing.assert_close(found.delta.norm(dim=1)[broken], found.radius[broken], rtol=DOUBLE, atol=0)
+        within = (distances(vae, x, found.delta, samples=2000, generator=seeded(7)) <= r[:, None]).double().mean(1)
+        assert (within[broken] < 0.5 + np.sqrt(np.log(4 / ALARM) / 4000)).all()
+        assert (found.radius <= found.limit).all()
+        if box:
+            assert ((x + found.delta >= 0) & (x + found.delta <= 1)).all()
+
+
+def test_a_margin_is_confirmed_wrongly_as_seldom_as_it_says(square, monkeypatch):
+    """Up to the limit, the exact margin, every perturbation is robust, so whatever is confirmed is wrong.
+
+    The search is fooled always: its samples, all of the one seed after the call's own, say that any perturbation breaks
+    robustness. The last tests, with new samples, may err with probability (1 - 0.6) / 2 at most, all together.
+    """
+    r, x = square.quantile(0.501), uniform(1, 4)
+
+    def fooled(model, x, delta, *, generator, **options):
+        d = distances(model, x, delta, generator=generator, **options)
+        return (
+            d if generator.initial_seed() % 10 > 1 else torch.where(delta.any(1), torch.inf, 0.0)[:, None].expand_as(d)
+        )
+
+    monkeypatch.setattr(margins, "distances", fooled)
+    monkeypatch.setattr(margins, "probability_of_robustness", lambda d, r, **o: count(d.nan_to_num(posinf=1e9), r, **o))
+    options = {
+        "limit": square.margin(r),
+        "judging_samples": 50,
+        "tolerance": 0.9,
+        "steps": 1,
+        "restarts": 1,
+        "samples": 1,
+    }
+    found = [attack_margin(square, x, r, seed=10 * seed, confidence=0.6, **options) for seed in range(400)]
+    assert not any(one.censored for one in found)
+    assert all(one.radius <= square.margin(r) for one in found)
+    wrong = sum(bool(one.confirmed) for one in found)
+    assert 0 < wrong <= most_misses(400, 0.2)
+
+
+def test_no_margin_is_both_confirmed_and_censored(square):
+    """At the exact margin chance decides, so all cases occur; the last test may succeed where the search's did not."""
+    r, x = square.quantile(0.9), uniform(1, 4)
+    options = {
+        "limit": square.margin(r),
+        "judging_samples": 50,
+        "tolerance": 0.9,
+        "steps": 3,
+        "restarts": 1,
+        "samples": 1,
+    }
+    found = [attack_margin(square, x, r, seed=10 * seed, confidence=0.6, **options) for seed in range(200)]
+    cases = {(bool(one.confirmed), bool(one.censored)) for one in found}
+    assert cases == {(True, False), (False, False), (False, True)}
+
+
+def test_nothing_is_robust_below_the_median(square):
+    """At the 0.2 quantile half of 2,000 samples are never within r, and the test confirms it."""
+    r = torch.tensor([0.0, square.quantile(0.2), square.quantile(0.9)], dtype=torch.float64)
+    found = attack_margin(square, uniform(3, 4), r, judging_samples=2000, steps=3)
+    assert found.radius[:2].tolist() == [0.0, 0.0]
+    assert torch.equal(found.delta[:2], torch.zeros(2, 4, dtype=torch.float64))
+    assert found.radius[2] > 0
+    assert found.confirmed.tolist() == [True, True, True]
+    assert not found.censored.any()
+
+
+def test_censoring_is_reported(square):
+    """Below the exact margin no perturbation breaks anything, and 2,000 samples are not that unlucky."""
+    r = square.quantile(0.99)
+    found = attack_margin(square, uniform(2, 4), r, limit=0.5 * square.margin(r), judging_samples=2000, steps=3)
+    assert found.censored.all()
+    assert found.radius.tolist() == [found.limit] * 2
+    assert found.limit == 0.5 * square.margin(r)
+    assert not found.confirmed.any()
+
+
+def test_the_ladder_holds(square, graded):
+    """Theorem 1 <= exact margin <= attack margin <= random-direction radius, the last but for sampling error."""
+    for model in (square, graded):
+        r, x = model.quantile(0.9), uniform(1, model.weight.shape[1])
+        attack = float(attack_margin(model, x, r, judging_samples=2000, samples=64, confidence=SURE).radius)
+        assert 0 < model.theorem_1(r) < model.margin(r) <= attack
+    assert attack < float(random_direction_radius(graded, x, r, limit=5.0).radius)
+
+
+def test_perturbing_sigma_matters_where_sigma_depends_on_the_input():
+    """At x = 0 sigma is 0.1 exp(R): the exact margin is then where P(D <= r) = 1/2 with that sigma too."""
+    x, r, tolerance, samples = torch.zeros(1, 4, dtype=torch.float64), 0.4, 0.02, 4000
+    model = square_model(gain=0.5, kind=SpreadingVAE)
+
+    def probability(radius):
+        s = 0.1 * np.exp(radius)
+        return stats.ncx2.cdf((r / s) ** 2, 4, (0.5 * radius / s) ** 2)
+
+    p = surely_rejected(samples, 1 - (1 - SURE) / ATTEMPTS, 100)
+    exact, most = (optimize.brentq(lambda radius, p=p: probability(radius) - p, 0, 5) for p in (0.5, p))
+    options = {"judging_samples": samples, "tolerance": tolerance, "confidence": SURE, "steps": 6}
+    moved = float(attack_margin(model, x, r, perturb_sigma=True, **options).radius)
+    assert exact <= moved <= most * (1 + tolerance) ** ATTEMPTS
+    fixed = float(attack_margin(model, x, r, **options).radius)
+    assert fixed >= shift_at(model, r, 0.5) / 0.5 > most * (1 + tolerance) ** ATTEMPTS
+
+
+def test_the_margin_depends_neither_on_order_nor_on_company(vae):
+    """Three steps enlarge roundings as in the attacks' own test, and tests of 100 samples turn over for none of them."""
+    x = uniform(4, 12)
+    r = minimum_r(vae, x, level=0.7, samples=500, generator=seeded(1)).value
+    options = {"judging_samples": 100, "steps": 3, "samples": 4, "tolerance": 0.2}
+    whole = attack_margin(vae, x, r, **options)
+    for points in (torch.tensor([2, 0, 3, 1]), torch.tensor([3])):
+        found = attack_margin(vae, x[points], r[points], **options)
+        torch.testing.assert_close(found.radius, whole.radius[points], rtol=1e-9, atol=0)
+        torch.testing.assert_close(found.delta, whole.delta[points], rtol=1e-9, atol=1e-10)
+        assert np.array_equal(found.confirmed, whole.confirmed[points.numpy()])
+        assert np.array_equal(found.judged.probability, whole.judged.probability[points.numpy()])
+        assert torch.equal(found.censored, whole.censored[points])
+
+
+def test_a_finer_tolerance_brings_the_margin_closer(square):
+    """The bracket ends within 1 + tolerance, and each of the last attempts adds as much at most."""
+    r, x = square.quantile(0.9), uniform(1, 4)
+    coarse, fine = (
+        float(attack_margin(square, x, r, tolerance=tolerance, steps=6).radius) for tolerance in (0.5, 0.01)
+    )
+    assert fine <= coarse <= fine * 1.5**ATTEMPTS
+
+
+def test_the_last_samples_are_not_the_attacks(square):
+    """Equal seeds give equal margins; the perturbation is an attack's own, within the radius that was tried."""
+    r, x = square.quantile(0.9), uniform(1, 4)
+    first, again = (attack_margin(square, x, r, seed=3, steps=3) for _ in range(2))
+    assert torch.equal(first.delta, again.delta)
+    other = attack_margin(square, x, r, seed=4, steps=3)
+    assert not torch.equal(first.delta, other.delta)
+    direct = maximum_damage(square, x, float(first.radius), steps=3, restarts=2, generator=seeded(3)).delta
+    assert float(direct.norm()) == pytest.approx(float(first.radius), rel=1e-6)
