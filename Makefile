@@ -1,0 +1,58 @@
+# The two commands are `make book` and `make test`; `make help` lists the rest.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: help book test smoke train data serve bench lint clean lock
+
+help: ## List the targets
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  \1\t\2/' | expand -t 12
+
+book: $(READY) ## Execute the notebooks at full scale and build the book: _build/html/index.html
+	$(BIN)/python book/build.py
+
+test: $(READY) ## Run all tests, the notebooks at smoke scale among them
+	$(BIN)/python -m pytest
+
+smoke: $(READY) ## Train a tiny model, run the notebooks in seconds and build _build/smoke/html
+	$(BIN)/python -m vaerobust train --folder _build/smoke/models --only mnist_beta1_tau0.5 --epochs 2 --images 2048
+	$(BIN)/python book/build.py --parameters tests/smoke.yml --out _build/smoke
+
+train: $(READY) ## Train all 15 models from scratch into _build/models (an hour or two; resumes)
+	$(BIN)/python -m vaerobust train
+
+data: $(READY) ## Fetch MNIST and fashion-MNIST into the cache
+	$(BIN)/python -m vaerobust data
+
+serve: ## Show the built book at http://127.0.0.1:8000
+	$(PYTHON) -m http.server 8000 --bind 127.0.0.1 --directory _build/html
+
+bench: $(READY) ## Time named alternatives against each other and print the ratios
+	$(BIN)/python tests/bench.py
+
+lint: $(READY) ## Check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean: ## Remove what was built; keep .venv and the data cache
+	rm -rf _build
+
+lock: ## Make requirements.lock anew from the ranges in pyproject.toml
+	rm -rf .venv-lock && $(PYTHON) -m venv .venv-lock
+	.venv-lock/bin/pip install --upgrade setuptools '.[book,test]'
+	{ sed -n '/^#/p' requirements.lock; .venv-lock/bin/pip freeze --all --exclude pip --exclude wheel --exclude vaerobust \
+	  | grep -viE '^(nvidia-|cuda-|triton)'; } > requirements.lock.new
+	mv requirements.lock.new requirements.lock && rm -rf .venv-lock
+
+# The stamp comes last, so that an interrupted set-up is taken up again.
+$(READY): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "Python 3.11 or later is needed; name it with: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	@echo "Setting up .venv from requirements.lock: some minutes, 6 GB"
+	@$(PYTHON) -m venv .venv || { echo "Python's venv module is needed (on Debian: apt-get install python3-venv)"; exit 1; }
+	$(BIN)/pip install --disable-pip-version-check --progress-bar on -r requirements.lock
+	$(BIN)/pip install --disable-pip-version-check --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
