@@ -68,7 +68,7 @@ def square_model(latents: int = 4, *, gain: float = 2.0, sigma: float = 0.1, kin
 
 
 def graded_model(pixels: int = 20, latents: int = 4, *, sigma: float = 0.1):
-    """Return a linear VAE whose A has the singular values 1, 1/2, 1/4, ...: one direction is far worse than all others."""
+    """Return a linear VAE whose A has the singular values 1, 1/2, 1/4, ...: one direction is far the worst."""
     model = LinearGaussianVAE(pixels, latents, sigma=sigma)
     left, _, right = torch.linalg.svd(model.weight, full_matrices=False)
     model.weight = left @ torch.diag(0.5 ** torch.arange(latents, dtype=torch.float64)) @ right

@@ -33,7 +33,7 @@ GAP = sqrt(log(2 / ALARM) / (2 * RUNS))
 
 
 def share_error(samples, tests):
-    """Return how far the shares of ``samples`` in any of ``tests`` tests may be from their probabilities (Hoeffding)."""
+    """Return how far the shares of samples in any of some tests may be from their probabilities (Hoeffding)."""
     return sqrt(log(2 * tests / ALARM) / (2 * samples))
 
 

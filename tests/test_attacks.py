@@ -102,7 +102,8 @@ def test_projection_is_the_nearest_point(d, seed, kind, radius, box):
 @pytest.mark.parametrize("name", ATTACKS)
 @given(
     n=st.integers(1, 3), d=st.integers(1, 6), seed=st.integers(0, 10**6), kind=pixels_of, box=st.booleans(),
-    dtype=st.sampled_from([torch.float32, torch.float64]), radii=st.lists(st.sampled_from([0.0, 1e-6, 0.2, 1.7, 300.0]), min_size=3),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+    radii=st.lists(st.sampled_from([0.0, 1e-6, 0.2, 1.7, 300.0]), min_size=3),
 )  # fmt: skip
 def test_attacks_respect_radius_and_box_exactly(name, n, d, seed, kind, box, dtype, radii):
     model = random_vae(d, 8, 2, seed=seed % 5).to(dtype)
@@ -172,7 +173,7 @@ def test_the_exact_worst_case_within_the_box_is_found(method):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_objective_is_the_mean_distance_on_new_noise(method, square):
-    """In a model where all directions are alike, E D at the radius is a mean of a noncentral chi law, whatever the attack.
+    """Where all directions are alike, E D at the radius is the mean of a noncentral chi law, whatever the attack.
 
     D is a norm of a normal vector, so its variance is at most s^2 (Gaussian Poincare inequality).
     """
@@ -196,7 +197,7 @@ def quiet_vae(pixels, **options):
 @pytest.mark.parametrize("box", [False, True])
 @pytest.mark.parametrize("seed", range(3))
 def test_both_optimisers_find_the_global_optimum_in_two_dimensions(seed, box):
-    """Against every point of a grid over the disc; between its points the distance rises by its slope times the spacing."""
+    """Against all points of a grid over the disc; between them the distance rises by its slope times the spacing."""
     model, x, radius = quiet_vae(2, seed=seed), uniform(1, 2, seed=seed), 0.6
     length, angle = torch.linspace(0, radius, 201).double(), torch.linspace(0, 2 * torch.pi, 1601).double()[:-1]
     delta = torch.stack([length[:, None] * angle.cos(), length[:, None] * angle.sin()], -1)
@@ -365,7 +366,7 @@ def test_a_models_gradients_are_left_alone():
 
 
 def test_the_judge_is_not_the_noise_that_the_optimiser_saw(square):
-    """With one sample to overfit, the objective that the optimiser saw is above the one on new noise; the latter is exact."""
+    """With one sample to overfit, what the optimiser saw is above what new noise gives; that is what is reported."""
     x, judging = uniform(1, 4), 4000
     found = maximum_damage(square, x, 0.05, samples=1, judging_samples=judging, generator=seeded(2))
     fresh = distances(square, x, found.delta, samples=judging, generator=seeded(99)).mean(1)

@@ -25,8 +25,8 @@ from vaerobust.model import LIKELIHOODS
 
 STEP = 1e-6
 DIFFERENCE = 1e-8
-"""Error of a central difference with step 1e-6: rounding, a few dozen times 1.1e-16 / 1e-6, and the curvature of a sigmoid
-of pre-activations whose slopes are below 100, 1e-12 * 100**3 / 6 / 10; both below 1e-8."""
+"""Error of a central difference with step 1e-6: rounding, a few dozen times 1.1e-16 / 1e-6, and the curvature of a
+sigmoid of pre-activations whose slopes are below 100, 1e-12 * 100**3 / 6 / 10; both below 1e-8."""
 
 
 def finite_differences(function, point):

@@ -185,7 +185,7 @@ def test_perturbing_sigma_matters_where_sigma_depends_on_the_input():
 
 
 def test_the_margin_depends_neither_on_order_nor_on_company(vae):
-    """Three steps enlarge roundings as in the attacks' own test, and tests of 100 samples turn over for none of them."""
+    """Three steps enlarge roundings as in the attacks' own test, and no count of 100 samples turns over by them."""
     x = uniform(4, 12)
     r = minimum_r(vae, x, level=0.7, samples=500, generator=seeded(1)).value
     options = {"judging_samples": 100, "steps": 3, "samples": 4, "tolerance": 0.2}

@@ -102,6 +102,7 @@ def algorithm_1_as_printed(
     """
     _one_point(x)
     checks.positive("step", step)
+    checks.count("most", most)
     r, probability, iterations = 0.0, 0.0, 0
     while probability < 0.5 and iterations < most:
         d = distances(model, x, samples=samples, generator=generator)

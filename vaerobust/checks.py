@@ -100,7 +100,8 @@ def vectors(name: str, value: Tensor, width: int | None = None, *, like: Tensor 
     want = "(n, d) with n, d >= 1" if width is None else f"(n, {width}) with n >= 1"
     wrong = value.ndim != 2 or value.numel() == 0 or (width is not None and value.shape[1] != width)
     if wrong or (like is not None and value.shape != like.shape):
-        raise ValueError(f"{name} must have shape {want if like is None else tuple(like.shape)}, but has {tuple(value.shape)}")
+        want = want if like is None else str(tuple(like.shape))
+        raise ValueError(f"{name} must have shape {want}, but has {tuple(value.shape)}")
     if not torch.isfinite(value).all():
         raise ValueError(f"{name} must be finite, but holds {int((~torch.isfinite(value)).sum())} NaN or infinite")
     return value

@@ -95,6 +95,7 @@ def attack_margin(
     r = checks.per_point("r", r, len(x), x)
     checks.positive("limit", limit)
     checks.probability("tolerance", tolerance)
+    checks.count("judging_samples", judging_samples)
 
     def judge(points: Tensor, delta: Tensor, new: int, share: int = 1) -> Robustness:
         generator = torch.Generator(x.device).manual_seed(seed + new)
@@ -144,7 +145,8 @@ def attack_margin(
             old[rows.cpu().numpy()] = new
     judged = Robustness(*arrays, judging_samples, outcome.confidence)
     confirmed = judged.high <= 0.5
-    broken |= torch.as_tensor(confirmed, device=x.device)  # at the limit the last test may succeed where the first did not
+    # at the limit the last test may succeed where the first did not
+    broken |= torch.as_tensor(confirmed, device=x.device)
     # the perturbation may be shorter than the radius that it was allowed, above all in a box
     radius = torch.where(robust & broken, torch.linalg.vector_norm(delta, dim=1), high)
     return AttackMargin(radius, delta, judged, confirmed, robust & ~broken, limit)

@@ -153,8 +153,8 @@ def elbo_terms(vae: VAE, x: Tensor, eta: Tensor) -> tuple[Tensor, Tensor]:
     return vae.log_likelihood(x, mu + sigma * eta), kl_to_prior(mu, sigma)
 
 
-# The continuous Bernoulli with logit u has density C(u) exp(u x) / (1 + exp(u)) on [0, 1], with
-# C(u) = u / tanh(u / 2) and mean 1 / (1 - exp(-u)) - 1 / u = (1 + 1 / tanh(u / 2)) / 2 - 1 / u. Both are 0/0 at u = 0: use their series there.
+# The continuous Bernoulli with logit u has density C(u) exp(u x) / (1 + exp(u)) on [0, 1], with C(u) = u / tanh(u / 2)
+# and mean 1 / (1 - exp(-u)) - 1 / u = (1 + 1 / tanh(u / 2)) / 2 - 1 / u. Both are 0/0 at u = 0: use their series there.
 _NEAR = 0.05
 
 
