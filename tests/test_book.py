@@ -1,0 +1,195 @@
+"""The notebooks at smoke scale, through papermill, and the site that is built from them."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from urllib.parse import unquote, urljoin, urlsplit
+
+import jupytext
+import nbformat
+import pytest
+import yaml
+from bs4 import BeautifulSoup
+
+ROOT = Path(__file__).resolve().parents[1]
+SMOKE = ROOT / "tests/smoke.yml"
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.md"))
+FULL = ROOT / "_build/html"  # looked at too where `make book` has built it
+
+spec = importlib.util.spec_from_file_location("build", ROOT / "book/build.py")
+build = importlib.util.module_from_spec(spec)
+sys.modules["build"] = build  # dataclasses look their module up
+spec.loader.exec_module(build)
+
+
+def run_build(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "book/build.py"), *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="session")
+def smoke() -> Path:
+    """Build the book at smoke scale, once; what is up to date from an earlier run is kept."""
+    done = run_build("--parameters", str(SMOKE), "--out", "_build/smoke")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return ROOT / "_build/smoke"
+
+
+@pytest.fixture(scope="session", params=["smoke", *(["full"] if (FULL / "index.html").exists() else [])])
+def site(request: pytest.FixtureRequest) -> Path:
+    return FULL if request.param == "full" else request.getfixturevalue("smoke") / "html"
+
+
+@pytest.fixture(scope="session")
+def pages(site: Path) -> dict[str, BeautifulSoup]:
+    paths = [path for path in site.rglob("*.html") if "_static" not in path.parts]
+    return {path.relative_to(site).as_posix(): BeautifulSoup(path.read_text(), "html.parser") for path in paths}
+
+
+def documents() -> list[str]:
+    toc = yaml.safe_load((ROOT / "_toc.yml").read_text())
+    return [toc["root"], *(chapter["file"] for part in toc["parts"] for chapter in part["chapters"])]
+
+
+def test_overrides_name_parameters_that_exist():
+    overrides = yaml.safe_load(SMOKE.read_text())
+    assert set(overrides) == {path.stem for path in NOTEBOOKS}
+    for path in NOTEBOOKS:
+        known = set(build.parameter_names(jupytext.read(path)))
+        assert known, f"{path.name} has no parameters"
+        assert set(overrides[path.stem]) <= known, f"{path.name} lacks {set(overrides[path.stem]) - known}"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [({"01_r_robustness": {"pionts": 1}}, "no parameter pionts"), ({"07_nothing": {"points": 1}}, "no notebook '07_nothing'")],
+)
+def test_override_of_nothing_is_an_error_before_anything_runs(tmp_path, overrides, message):
+    (tmp_path / "wrong.yml").write_text(yaml.safe_dump(overrides))
+    done = run_build("--parameters", str(tmp_path / "wrong.yml"), "--out", str(tmp_path / "out"))
+    assert done.returncode != 0
+    assert message in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_second_build_runs_nothing(smoke):
+    before = {path: path.stat().st_mtime_ns for path in (smoke / "executed").rglob("*.ipynb")}
+    done = run_build("--parameters", str(SMOKE), "--out", "_build/smoke")
+    assert done.returncode == 0
+    assert done.stdout.count("up to date") == len(NOTEBOOKS) + 1  # and the site
+    assert before == {path: path.stat().st_mtime_ns for path in (smoke / "executed").rglob("*.ipynb")}
+
+
+@pytest.mark.parametrize("what", ["vaerobust", "lock file", "data", "parameters", "notebook"])
+def test_change_of_what_a_notebook_depends_on_makes_it_run_again(smoke, what, monkeypatch):
+    """Compare with a record in which one thing was different when the copy was made."""
+    overrides = yaml.safe_load(SMOKE.read_text())
+    sources = {path.stem: path for path in NOTEBOOKS}
+    assert build.out_of_date(sources, overrides, smoke, 600) == []
+    honest = build.recorded
+    monkeypatch.setattr(build, "recorded", lambda copy: {"made_from": honest(copy)["made_from"] | {what: "different"}})
+    assert {task.source.stem for task in build.out_of_date(sources, overrides, smoke, 600)} == set(sources)
+
+
+def test_failing_notebook_is_named_and_leaves_no_copy(tmp_path):
+    source = tmp_path / "bad.md"
+    cell = "```{code-cell} ipython3\nvalue = 0\n1 / value\n```\n"
+    source.write_text(f"---\nkernelspec:\n  name: python3\n  display_name: Python 3\n---\n# Bad\n\n{cell}")
+    task = build.Task(source, tmp_path / "out.ipynb", tmp_path / "failed.ipynb", {}, {}, 60)
+    problems = build.execute([task], 1)
+    assert "ZeroDivisionError" in problems["bad"]
+    assert "1 / value" in problems["bad"]
+    assert not task.target.exists()
+    assert task.failed.exists()
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_executed_notebook_is_clean(smoke, path):
+    notebook = nbformat.read(smoke / "executed/notebooks" / f"{path.stem}.ipynb", as_version=4)
+    nbformat.validate(notebook)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert all(cell.execution_count for cell in code)
+    outputs = [output for cell in code for output in cell.outputs]
+    assert not [output for output in outputs if output.output_type in {"error", "stream"}]
+    assert str(ROOT) not in json.dumps(notebook)
+    assert str(Path.home()) not in json.dumps(notebook)
+
+
+def test_sources_hold_no_outputs_and_no_notebook_is_tracked():
+    for path in NOTEBOOKS:
+        assert all(not cell.get("outputs") for cell in jupytext.read(path).cells)
+    assert not list((ROOT / "notebooks").glob("*.ipynb"))
+
+
+def test_every_page_of_the_table_of_contents_is_there(site, pages):
+    assert {f"{name}.html" for name in documents()} <= set(pages)
+    refresh = pages["index.html"].find("meta", attrs={"http-equiv": "Refresh"})
+    assert (site / refresh["content"].partition("url=")[2]).is_file()
+
+
+def test_every_figure_is_on_its_page(site, pages):
+    for path in NOTEBOOKS:
+        names = re.findall(r"^ +name: (fig-[\w-]+)$", path.read_text(), re.MULTILINE)
+        assert names, f"{path.name} has no figure"
+        page = f"notebooks/{path.stem}.html"
+        for name in names:
+            figure = pages[page].find("figure", id=name)
+            assert figure is not None, f"{page} lacks {name}"
+            assert figure.figcaption.find(class_="caption-number"), f"{name} has no number"
+            image = figure.find("img")
+            picture = site / "notebooks" / unquote(image["src"])
+            assert picture.stat().st_size > 1000, f"{name}: {picture} is empty"
+            assert len(image["alt"]) > 40, f"{name}: alt is {image['alt']!r}"
+
+
+def test_no_error_output_and_no_unresolved_reference(pages):
+    for page, soup in pages.items():
+        text = soup.get_text()
+        assert not soup.select(".output.stderr, .output.traceback"), page
+        assert "Traceback (most recent call last)" not in text, page
+        assert "glue:text" not in text, page
+        assert not soup.select("span.problematic, .system-message"), page
+        assert "nan" not in re.findall(r"\b\w+\b", soup.article.get_text() if soup.article else ""), page
+
+
+def test_nothing_is_loaded_from_elsewhere(pages):
+    for page, soup in pages.items():
+        for tag, attribute in (("script", "src"), ("link", "href"), ("img", "src"), ("iframe", "src")):
+            for element in soup.find_all(tag, **{attribute: True}):
+                assert urlsplit(element[attribute]).netloc == "", f"{page}: {element}"
+
+
+def test_every_local_link_leads_somewhere(site, pages):
+    anchors = {page: {e.get("id") or e.get("name") for e in soup.find_all(True)} for page, soup in pages.items()}
+    bad = []
+    for page, soup in pages.items():
+        for link in soup.find_all("a", href=True):
+            url = urlsplit(urljoin(f"http://site/{page}", link["href"]))
+            if url.netloc != "site" or url.scheme != "http":
+                continue
+            target = unquote(url.path).lstrip("/")
+            missing = url.fragment and target in anchors and unquote(url.fragment) not in anchors[target]
+            if not (site / target).is_file() or missing:
+                bad.append(f"{page} -> {link['href']}")
+    assert bad == []
+
+
+def test_executed_notebooks_can_be_downloaded(site, pages):
+    for path in NOTEBOOKS:
+        links = [a["href"] for a in pages[f"notebooks/{path.stem}.html"].find_all("a", href=True) if a["href"].endswith(".ipynb")]
+        assert links, f"{path.stem} offers no notebook"
+        nbformat.validate(nbformat.read((site / "notebooks" / links[0]).resolve(), as_version=4))
+
+
+def test_make_help_lists_every_target():
+    makefile = (ROOT / "Makefile").read_text()
+    declared = re.search(r"^\.PHONY: (.*)$", makefile, re.MULTILINE).group(1).split()
+    done = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
+    listed = [line.split()[0] for line in done.stdout.splitlines() if line.startswith("  ")]
+    assert sorted(listed) == sorted(declared)
+    assert {"book", "test", "smoke", "train", "serve", "bench", "lint", "clean"} <= set(listed)
