@@ -2,7 +2,8 @@
 
 Each ``notebooks/NAME.md`` runs under papermill into ``OUT/executed/notebooks/NAME.ipynb``, unless nothing that it
 depends on has changed. Jupyter Book then renders these copies and the pages of ``book/`` into ``OUT/html``, with
-warnings as errors. Everything can be interrupted and started again: a copy, or the site, is replaced only by a whole one.
+warnings as errors. Everything can be interrupted and started again: a copy, or the site, is replaced only by a whole
+one.
 """
 
 from __future__ import annotations
@@ -81,7 +82,9 @@ def main() -> int:
     parser.add_argument("--parameters", type=Path, metavar="FILE.yml", help="overrides: {notebook: {parameter: value}}")
     parser.add_argument("--out", type=Path, default=ROOT / "_build", help="output folder (default: _build)")
     parser.add_argument("--jobs", type=int, default=processors(), help="notebooks at a time (default: %(default)s)")
-    parser.add_argument("--timeout", type=int, default=1800, help="seconds that one cell may take (default: %(default)s)")
+    parser.add_argument(
+        "--timeout", type=int, default=1800, help="seconds that one cell may take (default: %(default)s)"
+    )
     args = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     out = args.out.resolve()
@@ -291,7 +294,7 @@ def run(task: Task, scratch: Path) -> Outcome:
 
     name = task.source.stem
 
-    class SocketKernel(AsyncKernelManager):  # type: ignore[misc]
+    class SocketKernel(AsyncKernelManager):
         """Talk over Unix sockets: no ports to race for. The path is its own, or two kernels would share one."""
 
         transport = "ipc"
@@ -375,15 +378,20 @@ def build_site(out: Path) -> int:
         return 0
     start = time.perf_counter()
     shutil.rmtree(work, ignore_errors=True)  # from nothing: glued numbers and renamed pages never go stale
-    command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build", ROOT]
-    options = ["--path-output", work, "--all", "-q", "-W", "-n", "--keep-going"]
+    command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build", str(ROOT)]
+    options = ["--path-output", str(work), "--all", "-q", "-W", "-n", "--keep-going"]
     environment = os.environ | {"VAEROBUST_EXECUTED": str(executed)}
     if not sys.stderr.isatty():
         environment["NO_COLOR"] = "1"
     done = subprocess.run(command + options, env=environment, stdout=subprocess.PIPE, text=True, check=False)
     built = work / "_build/html"
     if done.returncode:
-        print(done.stdout, f"Warnings are errors. What was built is in {os.path.relpath(built)}", sep="\n", file=sys.stderr)
+        print(
+            done.stdout,
+            f"Warnings are errors. What was built is in {os.path.relpath(built)}",
+            sep="\n",
+            file=sys.stderr,
+        )
         return 1
     note.unlink(missing_ok=True)
     shutil.rmtree(site, ignore_errors=True)

@@ -83,8 +83,18 @@ def rows() -> Iterator[dict[str, object]]:
         run.epoch, matrix_products(run.vae, spec.batch_size, 20), data_loader_epoch(some.pixels, spec)
     )  # fmt: skip
     whole = len(train) / len(some)
-    yield {"what": "training epoch, 60,000 images", "ours / s": ours * whole, "other": "its matrix products alone", "other / s": products * whole}
-    yield {"what": "training epoch, 60,000 images", "ours / s": ours * whole, "other": "DataLoader loop", "other / s": loader * whole}
+    yield {
+        "what": "training epoch, 60,000 images",
+        "ours / s": ours * whole,
+        "other": "its matrix products alone",
+        "other / s": products * whole,
+    }
+    yield {
+        "what": "training epoch, 60,000 images",
+        "ours / s": ours * whole,
+        "other": "DataLoader loop",
+        "other / s": loader * whole,
+    }
 
     vae, x = pretrained("mnist").vae, test.pixels[:64]
 
@@ -93,13 +103,23 @@ def rows() -> Iterator[dict[str, object]]:
         return [torch.linalg.matrix_norm(jacobian, 2) for jacobian in jacobians]
 
     ours, other = fastest(lambda: jacobian_norms(vae, test.pixels[:1024]), looped)
-    yield {"what": "encoder Jacobian norms, a point", "ours / s": ours / 1024, "other": "autograd.functional.jacobian in a loop", "other / s": other / len(x)}
+    yield {
+        "what": "encoder Jacobian norms, a point",
+        "ours / s": ours / 1024,
+        "other": "autograd.functional.jacobian in a loop",
+        "other / s": other / len(x),
+    }
 
     def attack(method: str, n: int) -> Callable[[], object]:
         return lambda: maximum_damage(vae, x[:n], 0.5, method=method, generator=torch.Generator().manual_seed(0))
 
     ours, other = fastest(attack("projected_gradient", 32), attack("lbfgs", 2))
-    yield {"what": "maximum-damage attack, a point", "ours / s": ours / 32, "other": "L-BFGS-B, a problem a point", "other / s": other / 2}
+    yield {
+        "what": "maximum-damage attack, a point",
+        "ours / s": ours / 32,
+        "other": "L-BFGS-B, a problem a point",
+        "other / s": other / 2,
+    }
 
 
 if __name__ == "__main__":

@@ -136,7 +136,11 @@ def test_algorithm_2_says_where_it_would_go_on_for_ever(square):
     assert not run.ended
     assert np.isnan(run.value)
     assert (run.iterations, run.samples) == (5, 1000)  # at 1, 3/4, 1/2, 1/4 and 0
-    assert not algorithm_2_as_printed(square, uniform(1, 4), 0.0, step=0.25, start=1.0, samples=1).ended  # d < 0
+    square.decoder = torch.zeros_like(square.decoder)
+    assert not algorithm_2_as_printed(
+        square, uniform(1, 4), 0.0, step=0.25, start=1.0, samples=5
+    ).ended  # it asks d < r
+    assert algorithm_1_as_printed(square, uniform(1, 4), step=0.25, samples=5).iterations == 1
 
 
 def test_random_direction_radius_is_the_margin_where_all_directions_are_alike(square):

@@ -67,7 +67,10 @@ def test_overrides_name_parameters_that_exist():
 
 @pytest.mark.parametrize(
     ("overrides", "message"),
-    [({"01_r_robustness": {"pionts": 1}}, "no parameter pionts"), ({"07_nothing": {"points": 1}}, "no notebook '07_nothing'")],
+    [
+        ({"01_r_robustness": {"pionts": 1}}, "no parameter pionts"),
+        ({"07_nothing": {"points": 1}}, "no notebook '07_nothing'"),
+    ],
 )
 def test_override_of_nothing_is_an_error_before_anything_runs(tmp_path, overrides, message):
     (tmp_path / "wrong.yml").write_text(yaml.safe_dump(overrides))
@@ -181,7 +184,11 @@ def test_every_local_link_leads_somewhere(site, pages):
 
 def test_executed_notebooks_can_be_downloaded(site, pages):
     for path in NOTEBOOKS:
-        links = [a["href"] for a in pages[f"notebooks/{path.stem}.html"].find_all("a", href=True) if a["href"].endswith(".ipynb")]
+        links = [
+            a["href"]
+            for a in pages[f"notebooks/{path.stem}.html"].find_all("a", href=True)
+            if a["href"].endswith(".ipynb")
+        ]
         assert links, f"{path.stem} offers no notebook"
         nbformat.validate(nbformat.read((site / "notebooks" / links[0]).resolve(), as_version=4))
 

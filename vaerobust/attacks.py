@@ -175,7 +175,9 @@ def latent_attack(
     box: bool = False,
     generator: torch.Generator | None = None,
 ) -> Attack:
-    """Seek the perturbation whose embedding comes nearest to a target's: ||mu(x + delta) - mu(target)||_2 (Section 2.2).
+    """Seek the perturbation whose embedding comes nearest to a target's (Section 2.2).
+
+    argmin over ||delta||_2 <= radius of || mu(x + delta) - mu(target) ||_2.
 
     Parameters
     ----------
@@ -215,7 +217,9 @@ def output_attack(
     box: bool = False,
     generator: torch.Generator | None = None,
 ) -> Attack:
-    """Seek the perturbation whose reconstruction comes nearest to a target: ||g(mu(x + delta)) - target||_2 (Section 2.2).
+    """Seek the perturbation whose reconstruction comes nearest to a target (Section 2.2).
+
+    argmin over ||delta||_2 <= radius of || g(mu(x + delta)) - target ||_2.
 
     Parameters
     ----------

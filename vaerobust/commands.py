@@ -66,6 +66,8 @@ def train_grid(folder: Path, only: str, jobs: int, device: str, epochs: int, ima
     threads = max(1, (os.cpu_count() or 1) // jobs)
     context = multiprocessing.get_context("spawn")  # a forked process would inherit torch's locked thread pool
     with ProcessPoolExecutor(jobs, mp_context=context) as pool:
-        runs = [pool.submit(train_one, spec, folder, threads, device, 1 + i % jobs, images) for i, spec in enumerate(specs)]
+        runs = [
+            pool.submit(train_one, spec, folder, threads, device, 1 + i % jobs, images) for i, spec in enumerate(specs)
+        ]
         for run in tqdm(as_completed(runs), total=len(runs), desc="models", position=0):
             tqdm.write(f"{run.result()}: done")

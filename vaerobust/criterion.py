@@ -292,7 +292,9 @@ def probability_of_robustness(distance: Tensor, r: float | Tensor, *, confidence
     return Robustness(within / samples, low, high, samples, confidence)
 
 
-def clopper_pearson(successes: np.ndarray | int, trials: int, confidence: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
+def clopper_pearson(
+    successes: np.ndarray | int, trials: int, confidence: float = 0.95
+) -> tuple[np.ndarray, np.ndarray]:
     """Return the exact two-sided interval of a binomial proportion.
 
     Parameters

@@ -13,7 +13,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
 from IPython.display import display
-from matplotlib.axis import Axis
+from matplotlib.axis import Axis, XAxis
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 from torch import Tensor
@@ -45,7 +45,7 @@ def set_style() -> None:
 def log_scale(*axes: Axis) -> None:
     """Make axes logarithmic, labelled 1, 3, 10, 30 ... in plain numbers rather than powers that overlap."""
     for axis in axes:
-        axis.axes.set(**{f"{axis.axis_name}scale": "log"})
+        axis.axes.set(**{"xscale" if isinstance(axis, XAxis) else "yscale": "log"})
         axis.set_major_locator(LogLocator(subs=(1, 3)))
         axis.set_major_formatter("{x:g}")
         axis.set_minor_formatter(NullFormatter())
@@ -118,7 +118,10 @@ def image_grid(
     if titles is not None and len(titles) != columns:
         raise ValueError(f"titles must be one for each of the {columns} columns, but are {len(titles)}")
     figure, axes = plt.subplots(
-        len(images), columns, squeeze=False, figsize=(0.9 * scale * columns + 1.1 * any(labels), 0.9 * scale * len(images))
+        len(images),
+        columns,
+        squeeze=False,
+        figsize=(0.9 * scale * columns + 1.1 * any(labels), 0.9 * scale * len(images)),
     )
     for i, row in enumerate(images):
         for j, image in enumerate(row):

@@ -13,7 +13,6 @@ from vaerobust.attacks import maximum_damage
 from vaerobust.criterion import Robustness, distances, probability_of_robustness
 from vaerobust.model import GaussianVAE
 
-
 ATTEMPTS = 4
 """Tests with new samples, at growing radii, before a margin is reported as not confirmed."""
 
@@ -133,17 +132,17 @@ def attack_margin(
     # the search met many tests, so its last success may be luck: new samples decide, and where they do not agree the
     # next larger radius is attacked and tested anew; the tests share the error that the confidence allows
     outcome = judge(every, delta, 2, share=ATTEMPTS)
-    arrays = [outcome.probability, outcome.low, outcome.high]
+    probability, lower, upper = outcome.probability, outcome.low, outcome.high
     for attempt in range(1, ATTEMPTS):
-        rows = every[robust & broken & torch.as_tensor(arrays[2] > 0.5, device=x.device)]
+        rows = every[robust & broken & torch.as_tensor(upper > 0.5, device=x.device)]
         if not len(rows):
             break
         high[rows] = (high[rows] * (1 + tolerance)).clamp(max=limit)
         delta[rows], _ = attack(rows, high[rows])
         again = judge(rows, delta[rows], 2 + attempt, share=ATTEMPTS)
-        for old, new in zip(arrays, again, strict=False):
-            old[rows.cpu().numpy()] = new
-    judged = Robustness(*arrays, judging_samples, outcome.confidence)
+        at = rows.cpu().numpy()
+        probability[at], lower[at], upper[at] = again.probability, again.low, again.high
+    judged = Robustness(probability, lower, upper, judging_samples, outcome.confidence)
     confirmed = judged.high <= 0.5
     # at the limit the last test may succeed where the first did not
     broken |= torch.as_tensor(confirmed, device=x.device)

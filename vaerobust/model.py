@@ -56,7 +56,13 @@ class VAE(nn.Module):
     """
 
     def __init__(
-        self, pixels: int = 784, hidden: int = 400, latents: int = 20, *, tau: float = 0.0, likelihood: str = "bernoulli"
+        self,
+        pixels: int = 784,
+        hidden: int = 400,
+        latents: int = 20,
+        *,
+        tau: float = 0.0,
+        likelihood: str = "bernoulli",
     ) -> None:
         super().__init__()
         for name, width in (("pixels", pixels), ("hidden", hidden), ("latents", latents)):

@@ -184,7 +184,9 @@ class Run:
             raise ValueError(f"checkpoint {path} is of another run, {spec}; delete it to train {asdict(self.spec)}")
         if data != self.data:
             raise ValueError(f"checkpoint {path} is of a run on other images; delete it to train on these")
-        self.vae.load_state_dict({k.removeprefix("weights."): v for k, v in tensors.items() if k.startswith("weights.")})
+        self.vae.load_state_dict(
+            {k.removeprefix("weights."): v for k, v in tensors.items() if k.startswith("weights.")}
+        )
         state: dict[int, dict[str, Tensor]] = {}
         for key, value in tensors.items():
             if key.startswith("adam."):
