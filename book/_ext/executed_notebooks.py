@@ -3,8 +3,8 @@
 The text file stays the document, so the table of contents, cross-references and source download need no tricks; its
 cells and outputs come from the executed copy, in the folder that the environment variable ``VAEROBUST_EXECUTED`` names.
 The reader puts a line below the title that tells when and from what the outputs were computed, and hands the
-alternative text that came with a figure to the page. A copy that is missing or stale, or an image without alternative text, is
-a warning, which fails a build with ``-W``.
+alternative text that came with a figure to the page. A copy that is missing or stale, or an image without alternative
+text, is a warning, which fails a build with ``-W``.
 """
 
 from __future__ import annotations
