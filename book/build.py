@@ -154,11 +154,11 @@ def out_of_date(sources: dict[str, Path], overrides: dict[str, Parameters], out:
             "parameters": json.dumps(parameters, sort_keys=True, default=str),
             "data": data,
         }
-        target = executed / f"{name}.ipynb"
+        target, failed = executed / f"{name}.ipynb", out / "failed" / f"{name}.ipynb"
+        failed.unlink(missing_ok=True)
         before = recorded(target).get("made_from", {})
         if changed := [what for what in made_from if made_from[what] != before.get(what)]:
             print(f"{name}: " + (f"to run again, changed: {', '.join(changed)}" if before else "to run"))
-            failed = out / "failed" / target.name
             tasks.append(Task(source, target, failed, parameters, {"made_from": made_from}, timeout))
         else:
             print(f"{name}: up to date")
@@ -320,13 +320,14 @@ def run(task: Task, scratch: Path) -> Outcome:
     seconds = time.perf_counter() - start
     if after.exists():
         notebook = nbformat.read(after, as_version=4)
-        problem = first_problem(notebook) or (problem and f"{problem}\n{last_started(notebook)}")
+        where = first_problem(notebook)
+        problem = f"{problem}\n{where or last_started(notebook)}" if problem else where
     elif problem is None:
         problem = "papermill wrote nothing"
     if problem is not None:
         if after.exists():
             write_atomically(task.failed, after.read_bytes())
-            problem += f"\nAll that it did until then: {os.path.relpath(task.failed)}"
+            problem += f"\n\nAll that it did until then: {os.path.relpath(task.failed)}"
         return Outcome(seconds, problem)
     for cell in notebook.cells:
         if "injected-parameters" in cell.metadata.get("tags", []):
@@ -335,7 +336,6 @@ def run(task: Task, scratch: Path) -> Outcome:
         notebook.metadata.papermill.pop(path, None)
     notebook.metadata["vaerobust"] = task.record
     write_atomically(task.target, (nbformat.writes(notebook) + "\n").encode())
-    task.failed.unlink(missing_ok=True)
     return Outcome(seconds, None)
 
 
@@ -378,11 +378,12 @@ def build_site(out: Path) -> int:
         return 0
     start = time.perf_counter()
     shutil.rmtree(work, ignore_errors=True)  # from nothing: glued numbers and renamed pages never go stale
-    command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build", str(ROOT)]
+    start_book = "from jupyter_book.cli.main import main; main()"
+    if not sys.stderr.isatty():
+        start_book = "from sphinx.util.console import nocolor; nocolor(); " + start_book
+    command = [sys.executable, "-c", start_book, "build", str(ROOT)]
     options = ["--path-output", str(work), "--all", "-q", "-W", "-n", "--keep-going"]
     environment = os.environ | {"VAEROBUST_EXECUTED": str(executed)}
-    if not sys.stderr.isatty():
-        environment["NO_COLOR"] = "1"
     done = subprocess.run(command + options, env=environment, stdout=subprocess.PIPE, text=True, check=False)
     built = work / "_build/html"
     if done.returncode:
