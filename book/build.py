@@ -235,6 +235,7 @@ def execute(tasks: list[Task], jobs: int) -> dict[str, str]:
     threads = max(1, processors() // jobs)
     made_by = {"commit": commit(), "processor": processor(), "threads": threads}
     problems = {}
+    before = os.environ.copy()
     with tempfile.TemporaryDirectory(prefix="vaerobust-") as scratch:
         prepare_environment(Path(scratch), threads)
         context = multiprocessing.get_context("spawn")  # a forked process would inherit torch's locked thread pool
@@ -260,6 +261,8 @@ def execute(tasks: list[Task], jobs: int) -> dict[str, str]:
             raise
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+            os.environ.clear()
+            os.environ.update(before)
     return problems
 
 
@@ -273,7 +276,7 @@ def prepare_environment(scratch: Path, threads: int) -> None:
     os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(threads)))
     os.environ.update(
         JUPYTER_PREFER_ENV_PATH="1",  # the kernel of this environment, not one that the user installed
-        JUPYTER_RUNTIME_DIR=str(scratch / "runtime"),
+        TMPDIR=str(scratch),  # where the connection files of the kernels go
         IPYTHONDIR=str(scratch / "ipython"),
         PYTHONPATH=os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
     )
