@@ -40,19 +40,31 @@ lint: $(READY) ## Check style and types
 clean: ## Remove what was built; keep .venv and the data cache
 	rm -rf _build
 
-lock: ## Make requirements.lock anew from the ranges in pyproject.toml
-	rm -rf .venv-lock && $(PYTHON) -m venv .venv-lock
-	.venv-lock/bin/pip install --upgrade setuptools '.[book,test]'
-	{ sed -n '/^#/p' requirements.lock; .venv-lock/bin/pip freeze --all --exclude pip --exclude wheel --exclude vaerobust \
-	  | grep -viE '^(nvidia-|cuda-|triton)'; } > requirements.lock.new
-	mv requirements.lock.new requirements.lock && rm -rf .venv-lock
+# Solved for the oldest Python, whose versions every later one takes too; nothing is installed.
+define WRITE_LOCK
+import json, re, pathlib
+lock = pathlib.Path("requirements.lock")
+found = [item["metadata"] for item in json.loads(pathlib.Path("_build/lock.json").read_text())["install"]]
+pins = [f"{p['name']}=={p['version']}" for p in found if not re.match("nvidia-|cuda-|triton$$|vaerobust$$", p["name"])]
+header = [line for line in lock.read_text().splitlines() if line.startswith("#")]
+lock.write_text("\n".join(header + sorted(pins, key=lambda pin: pin.lower().split("=="))) + "\n")
+endef
+export WRITE_LOCK
 
-# The stamp comes last, so that an interrupted set-up is taken up again.
+lock: $(READY) ## Make requirements.lock anew from the ranges in pyproject.toml
+	mkdir -p _build
+	$(BIN)/pip install --quiet --dry-run --ignore-installed --only-binary=:all: --python-version 3.11.0 \
+	  --target _build/nothing --report _build/lock.json '.[book,test]'
+	@$(BIN)/python -c "$$WRITE_LOCK"
+
+# The stamp comes last. A set-up that was cut off may have left half a package, so it starts anew.
 $(READY): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "Python 3.11 or later is needed; name it with: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	@if test -e .venv/.installing; then echo "The last set-up was cut off: starting anew"; rm -rf .venv; fi
 	@echo "Setting up .venv from requirements.lock: some minutes, 6 GB"
 	@$(PYTHON) -m venv .venv || { echo "Python's venv module is needed (on Debian: apt-get install python3-venv)"; exit 1; }
+	@touch .venv/.installing
 	$(BIN)/pip install --disable-pip-version-check --progress-bar on -r requirements.lock
 	$(BIN)/pip install --disable-pip-version-check --quiet --no-deps --no-build-isolation --editable .
-	@touch $@
+	@rm .venv/.installing && touch $@

@@ -281,6 +281,12 @@ def prepare_environment(scratch: Path, threads: int) -> None:
         PYTHONPATH=os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
     )
     os.environ.pop("JUPYTER_PATH", None)
+    # which source of data failed has been said by now; a kernel without a network would say it again, on stderr
+    startup = scratch / "ipython/profile_default/startup"
+    startup.mkdir(parents=True)
+    (startup / "quiet.py").write_text(
+        "import logging\nlogging.getLogger('vaerobust').addHandler(logging.NullHandler())"
+    )
     # on its first use matplotlib lists the fonts, and says so on stderr, which a notebook must not do
     subprocess.run([sys.executable, "-c", "import matplotlib.font_manager"], stderr=subprocess.DEVNULL, check=False)
 
