@@ -14,8 +14,11 @@ from scipy import stats
 from torch import Tensor
 
 from vaerobust import checks
-from vaerobust.criterion import Quantile, distance_quantile, distances, distances_in_random_directions
+from vaerobust.criterion import Quantile, distance_quantile, distances, distances_in_random_directions, slices
 from vaerobust.model import GaussianVAE
+
+POINTS = 1024
+"""Pairs of point and radius whose samples are held at a time."""
 
 
 class Printed(NamedTuple):
@@ -262,11 +265,14 @@ def random_direction_radius(
     def within(points: Tensor, radius: Tensor) -> Tensor:
         """Count the samples with D <= r at the given rows of x and radii."""
         tests.add_(points.bincount(minlength=n))
-        generator = torch.Generator(x.device).manual_seed(seed)
-        d = distances_in_random_directions(
-            model, x[points], radius, samples=samples, generator=generator, perturb_sigma=perturb_sigma
-        )  # fmt: skip
-        return (d <= r[points, None]).sum(1)
+        counts = []
+        for some in slices(len(points), POINTS):
+            generator = torch.Generator(x.device).manual_seed(seed)
+            d = distances_in_random_directions(
+                model, x[points[some]], radius[some], samples=samples, generator=generator, perturb_sigma=perturb_sigma
+            )  # fmt: skip
+            counts.append((d <= r[points[some], None]).sum(1))
+        return torch.cat(counts)
 
     every = torch.arange(n, device=x.device)
     radii = torch.linspace(0, limit, grid + 1, dtype=x.dtype, device=x.device)
