@@ -24,7 +24,6 @@ from scipy import optimize, stats
 
 from vaerobust import attacks, criterion
 from vaerobust.attacks import METHODS, latent_attack, maximum_damage, output_attack, project
-from vaerobust.criterion import distances
 
 QUICK = {"steps": 3, "restarts": 2}
 
@@ -365,10 +364,19 @@ def test_a_models_gradients_are_left_alone():
     assert all(weight.grad is None for weight in vae.parameters())
 
 
-def test_the_judge_is_not_the_noise_that_the_optimiser_saw(square):
-    """With one sample to overfit, what the optimiser saw is above what new noise gives; that is what is reported."""
-    x, judging = uniform(1, 4), 4000
-    found = maximum_damage(square, x, 0.05, samples=1, judging_samples=judging, generator=seeded(2))
-    fresh = distances(square, x, found.delta, samples=judging, generator=seeded(99)).mean(1)
-    error = -stats.norm.ppf(ALARM / 2) * 0.1 * (2 / judging) ** 0.5
-    assert float(found.objective) == pytest.approx(float(fresh), abs=error)
+def test_the_objective_is_unbiased_however_many_restarts_it_was_chosen_from(square):
+    """The best of 30 restarts on one sample looks far better on that sample, and no better than E D on a new one.
+
+    Directions are all alike, so E D is known; its variance is at most s^2, as above, in each of 200 repetitions.
+    """
+    found = [
+        float(
+            maximum_damage(
+                square, uniform(1, 4), 0.2, steps=3, restarts=30, samples=1, judging_samples=1, generator=seeded(seed)
+            ).objective
+        )
+        for seed in range(200)
+    ]
+    law = stats.ncx2(4, (2 * 0.2 / 0.1) ** 2)
+    exact = 0.1 * law.expect(np.sqrt, lb=0, ub=law.isf(1e-13))
+    assert np.mean(found) == pytest.approx(exact, abs=-stats.norm.ppf(ALARM / 2) * 0.1 / 200**0.5)

@@ -43,9 +43,8 @@ def train_one(spec: Spec, folder: Path, threads: int, device: str, position: int
             bar.set_postfix_str(f"test ELBO {row['test_elbo']:.2f}", refresh=False)
             bar.update(done - bar.n)
 
-        everything, test = data.load(spec.dataset, "train"), data.load(spec.dataset)
-        some = replace(everything, pixels=everything.pixels[:images], labels=everything.labels[:images])
-        train(spec, some, test, folder, device=device, progress=show)
+        some = data.load(spec.dataset, "train").first(images)
+        train(spec, some, data.load(spec.dataset), folder, device=device, progress=show)
     return spec.name
 
 

@@ -20,7 +20,7 @@ import threading
 import zlib
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from gzip import GzipFile
 from http.client import HTTPException
 from io import StringIO
@@ -93,8 +93,16 @@ class Images:
     failures: tuple[str, ...] = ()
     complete: bool = True
 
+    def __post_init__(self) -> None:
+        if len(self.pixels) != len(self.labels):
+            raise ValueError(f"labels must be one for each of {len(self.pixels)} images, but are {len(self.labels)}")
+
     def __len__(self) -> int:
         return len(self.labels)
+
+    def first(self, n: int | None) -> Images:
+        """Return the first ``n`` images, or all if ``n`` is None."""
+        return replace(self, pixels=self.pixels[:n], labels=self.labels[:n])
 
 
 def load(dataset: str, split: str = "test", *, cache: str | Path | None = None) -> Images:
