@@ -10,6 +10,7 @@ import torch
 from conftest import ALARM, DOUBLE, SpreadingVAE, graded_model, most_misses, seeded, square_model, uniform
 from scipy import optimize, stats
 
+from vaerobust import algorithms
 from vaerobust.algorithms import algorithm_1_as_printed, algorithm_2_as_printed, minimum_r, random_direction_radius
 from vaerobust.linear import LinearGaussianVAE
 
@@ -238,7 +239,7 @@ def test_perturbing_sigma_matters_where_sigma_depends_on_the_input():
         assert smaller or moved == fixed
 
 
-def test_the_radius_depends_neither_on_order_nor_on_company(vae):
+def test_the_radius_depends_neither_on_order_nor_on_company_nor_on_chunks(vae, monkeypatch):
     """Bisection makes the same choices; only a share of exactly one half could turn over by a rounding."""
     x = uniform(5, 12)
     r = minimum_r(vae, x, level=0.8, samples=500, generator=seeded(1)).value
@@ -251,6 +252,11 @@ def test_the_radius_depends_neither_on_order_nor_on_company(vae):
         expected = getattr(whole, name)
         torch.testing.assert_close(getattr(shuffled, name), expected[order], rtol=DOUBLE, atol=0)
         torch.testing.assert_close(getattr(alone, name), expected[3:4], rtol=DOUBLE, atol=0)
+    for size in (1, 7):
+        monkeypatch.setattr(algorithms, "POINTS", size)
+        chunked = random_direction_radius(vae, x, r, limit=8.0, samples=150)
+        for name in ("radius", "low", "high", "censored", "tests"):
+            torch.testing.assert_close(getattr(chunked, name), getattr(whole, name), rtol=DOUBLE, atol=0)
 
 
 def test_the_radii_looked_at_are_counted(square, monkeypatch):

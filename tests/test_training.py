@@ -246,7 +246,11 @@ def test_equal_seeds_give_equal_weights_and_others_others(whole, splits, tmp_pat
 
 def test_no_global_generator_is_touched(splits, tmp_path):
     before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()  # noqa: NPY002
-    train(TINY, *splits, tmp_path)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(12345)  # a state that no seeding with the run's own seed leaves
+        state = torch.get_rng_state()
+        train(TINY, *splits, tmp_path)
+        assert torch.equal(torch.get_rng_state(), state)
     assert torch.equal(torch.get_rng_state(), before[0])
     assert random.getstate() == before[1]
     assert np.random.get_state()[1].tolist() == before[2]  # noqa: NPY002
