@@ -50,7 +50,7 @@ class RandomDirectionRadius(NamedTuple):
     radius : Tensor, shape (n,)
         0 where P(D <= r) <= 1/2 without any perturbation; ``limit`` where censored.
     low, high : Tensor, shape (n,)
-        Binomial interval from the same samples. Exact where P(D <= r) falls with the radius.
+        Binomial interval from the same samples; exact where their number within r falls as the radius grows.
     censored : Tensor of bool, shape (n,)
         True where the search met its limit: the radius is at least ``limit``.
     limit : float

