@@ -16,7 +16,7 @@ from scipy import optimize
 from torch import Tensor
 
 from vaerobust import checks
-from vaerobust.criterion import ROWS, distances, normal, slices
+from vaerobust.criterion import ROWS, decode_all, distances, encode_all, normal, slices
 from vaerobust.model import GaussianVAE
 
 METHODS = ("projected_gradient", "lbfgs")
@@ -142,11 +142,10 @@ def maximum_damage(
     eta = normal(samples, mu, generator)
 
     def mean_distance(points: slice, delta: Tensor) -> Tensor:
-        moved_mu, moved_sigma = _encode(model, x[points] + delta)
+        moved_mu, moved_sigma = encode_all(model, x[points] + delta)
         spread = moved_sigma if perturb_sigma else sigma[points]
         z = moved_mu[..., None, :] + spread[..., None, :] * eta
-        moved = model.decode(z.flatten(0, -2)).unflatten(0, z.shape[:-1])
-        return (moved - centre[points][:, None]).norm(dim=-1).mean(-1)
+        return (decode_all(model, z) - centre[points][:, None]).norm(dim=-1).mean(-1)
 
     choosing, judging = torch.randint(2**62, (2,), generator=generator, device=x.device).tolist()
 
@@ -201,7 +200,7 @@ def latent_attack(
         aim = model.encode(target)[0]
 
     def distance(points: slice, delta: Tensor) -> Tensor:
-        return (_encode(model, x[points] + delta)[0] - aim[points]).norm(dim=-1)
+        return (encode_all(model, x[points] + delta)[0] - aim[points]).norm(dim=-1)
 
     return _targeted(distance, x, radius, steps, restarts, box, generator)
 
@@ -241,8 +240,7 @@ def output_attack(
     checks.vectors("target", target, like=checks.vectors("x", x))
 
     def distance(points: slice, delta: Tensor) -> Tensor:
-        mu = _encode(model, x[points] + delta)[0]
-        return (model.decode(mu.flatten(0, -2)).unflatten(0, mu.shape[:-1]) - target[points]).norm(dim=-1)
+        return (decode_all(model, encode_all(model, x[points] + delta)[0]) - target[points]).norm(dim=-1)
 
     return _targeted(distance, x, radius, steps, restarts, box, generator)
 
@@ -284,12 +282,6 @@ def _search(
         begin = project(start * radius[points, None].to(x.dtype), radius[points], inside)
         found.append(search(objective, points, begin, radius[points], inside, steps))
     return torch.cat(found, dim=1)
-
-
-def _encode(model: GaussianVAE, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Encode inputs with any leading dimensions."""
-    mu, sigma = model.encode(x.flatten(0, -2))
-    return mu.unflatten(0, x.shape[:-1]), sigma.unflatten(0, x.shape[:-1])
 
 
 def _best(candidates: Tensor, value: Tensor) -> Tensor:

@@ -174,10 +174,9 @@ def distances_in_random_directions(
     direction = nu / nu.norm(dim=-1, keepdim=True)
 
     def block(i: slice, j: slice) -> Tensor:
-        moved = x[i, None] + radius[i, None, None] * direction[j]
-        mu, sigma = (part.unflatten(0, moved.shape[:2]) for part in model.encode(moved.flatten(0, 1)))
+        mu, sigma = encode_all(model, x[i, None] + radius[i, None, None] * direction[j])
         z = mu + eta[j] * (sigma if perturb_sigma else sigma_x[i, None])
-        return _norms(model.decode(z.flatten(0, 1)).unflatten(0, z.shape[:2]) - centre[i, None])
+        return _norms(decode_all(model, z) - centre[i, None])
 
     return _blockwise(block, len(x), samples, x)
 
@@ -234,10 +233,20 @@ def normal(samples: int, like: Tensor, generator: torch.Generator | None) -> Ten
     return torch.randn(samples, like.shape[-1], generator=generator, dtype=like.dtype, device=like.device)
 
 
+def encode_all(model: GaussianVAE, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Encode inputs with any leading dimensions, (..., d_x), by a model that takes rows."""
+    mu, sigma = model.encode(x.flatten(0, -2))
+    return mu.unflatten(0, x.shape[:-1]), sigma.unflatten(0, x.shape[:-1])
+
+
+def decode_all(model: GaussianVAE, z: Tensor) -> Tensor:
+    """Decode latents with any leading dimensions, (..., d_z), by a model that takes rows."""
+    return model.decode(z.flatten(0, -2)).unflatten(0, z.shape[:-1])
+
+
 def _decoded(model: GaussianVAE, mu: Tensor, sigma: Tensor, eta: Tensor) -> Tensor:
     """Decode mu + sigma * eta for each point and each sample: shape (n, samples, d_x)."""
-    z = mu[:, None] + sigma[:, None] * eta
-    return model.decode(z.flatten(0, 1)).unflatten(0, z.shape[:2])
+    return decode_all(model, mu[:, None] + sigma[:, None] * eta)
 
 
 def _moved(model: GaussianVAE, mu: Tensor, sigma: Tensor, eta: Tensor, centre: Tensor) -> Tensor:

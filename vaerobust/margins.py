@@ -112,11 +112,10 @@ def attack_margin(
         return delta, torch.as_tensor(judge(points, delta, 1).high <= 0.5, device=x.device)
 
     every = torch.arange(len(x), device=x.device)
-    none = torch.zeros_like(x)
-    robust = torch.as_tensor(judge(every, none, 1).probability > 0.5, device=x.device)
+    delta = torch.zeros_like(x)
+    robust = torch.as_tensor(judge(every, delta, 1).probability > 0.5, device=x.device)
     high = limit * robust.to(x.dtype)
     low = 1e-4 * high
-    delta = none.clone()
     broken = ~robust
     rows = every[robust]
     if len(rows):

@@ -24,7 +24,7 @@ from vaerobust import checks
 from vaerobust.data import DATASETS, Images
 from vaerobust.files import digest, write_atomically
 from vaerobust.model import LIKELIHOODS, VAE, elbo_terms
-from vaerobust.weights import half_precision_bytes, load_model, save_model
+from vaerobust.weights import load_model, save_model
 
 EVALUATION_SEED = 1
 Row = dict[str, float]
@@ -251,11 +251,10 @@ def train(
 
 
 def describe(run: Run) -> dict[str, object]:
-    """Return the manifest of a finished run; see ``book/rerun.md`` for its fields."""
+    """Return the manifest of a finished run, less the digest of its weights; see ``book/rerun.md`` for its fields."""
     return {
         "spec": asdict(run.spec),
         "final": evaluate(run.vae, run.pixels, prefix="train") | evaluate(run.vae, run.test_pixels, prefix="test"),
-        "weights_sha256": digest(half_precision_bytes(run.vae)),
         "data": {
             images.split: {"source": images.source, "images": len(images), "sha256": run.data[images.split]}
             for images in (run.train, run.test)

@@ -29,8 +29,10 @@ def half_precision_bytes(vae: VAE) -> bytes:
 
 
 def save_model(path: Path, vae: VAE, manifest: Manifest) -> None:
-    """Write ``path`` (weights) and ``path`` with suffix .json (manifest), each whole or not at all."""
-    write_atomically(path, half_precision_bytes(vae))
+    """Write ``path`` (weights) and its .json (manifest, with their digest), each whole or not at all."""
+    content = half_precision_bytes(vae)
+    manifest = manifest | {"weights_sha256": digest(content)}
+    write_atomically(path, content)
     write_atomically(path.with_suffix(".json"), (json.dumps(manifest, indent=1) + "\n").encode())
 
 
