@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import re
 from numbers import Real
 
+from IPython.display import display
 from myst_nb import glue
 
 
@@ -27,3 +29,45 @@ def number(**measured: float | int | str) -> None:
             if not isinstance(value, Real) or math.isnan(value):
                 raise ValueError(f"{name} must be a number or text that can be reported, but is {value}")
         glue(name, value, display=False)
+
+
+CLAIM = "application/vnd.vaerobust.claim+json"
+"""MIME type under which an executed notebook carries what it measured of a claim."""
+
+
+def claim(
+    name: str, value: float, low: float | None = None, high: float | None = None, *, part: str = "", n: int | None = None
+) -> None:
+    """Record what decides a claim of the paper, and make it available to the text.
+
+    Parameters
+    ----------
+    name : str
+        The claim's name in ``book/claims.yml``, where the rule that turns the interval into a verdict stands.
+    value : float
+        Of the quantity that the claim is decided by.
+    low, high : float, optional
+        Ends of its interval; both ``value`` if it has no error (a closed form, a full count).
+    part : str
+        Which part of the claim, such as a data set, if it has several; each is recorded by a call of its own.
+    n : int, optional
+        Number of cases behind it: images, pairs, training runs.
+
+    Raises
+    ------
+    ValueError
+        If a number is not finite, or the interval does not hold the value.
+
+    Notes
+    -----
+    The text can say ``{glue:text}`name:.2f```, ``{glue:text}`name-low:.2f``` and ``name-high``; with a part,
+    ``name-part`` and so on, the part in lower case with hyphens.
+    """
+    value = float(value)
+    low, high = (value if end is None else float(end) for end in (low, high))
+    if not math.isfinite(low + high + value) or not low <= value <= high:
+        raise ValueError(f"{name} must lie in a finite interval, but is {value} in [{low}, {high}]")
+    key = "-".join(filter(None, [name, re.sub(r"[^a-z0-9]+", "-", part.lower()).strip("-")]))
+    number(**{key: value, f"{key}-low": low, f"{key}-high": high})
+    record = {"claim": name, "part": part, "value": value, "low": low, "high": high, "n": n}
+    display({CLAIM: record}, raw=True)

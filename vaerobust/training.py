@@ -27,6 +27,7 @@ from vaerobust.model import LIKELIHOODS, VAE, elbo_terms
 from vaerobust.weights import load_model, save_model
 
 EVALUATION_SEED = 1
+PRECISIONS = {"float32": "highest", "bfloat16": "medium"}  # torch's names for them
 Row = dict[str, float]
 
 
@@ -47,6 +48,9 @@ class Spec:
         Of initial weights, batch order and noise.
     epochs, batch_size, learning_rate, hidden, latents : int, int, float, int, int
         As in Appendix F.
+    precision : {'float32', 'bfloat16'}
+        Of the factors in matrix products; sums and everything else stay float32. 'bfloat16' takes 0.6 of the time on
+        processors that multiply it, and is the same as 'float32' on others.
 
     Raises
     ------
@@ -64,10 +68,12 @@ class Spec:
     learning_rate: float = 1e-3
     hidden: int = 400
     latents: int = 20
+    precision: str = "float32"
 
     def __post_init__(self) -> None:
         checks.one_of("dataset", self.dataset, DATASETS)
         checks.one_of("likelihood", self.likelihood, LIKELIHOODS)
+        checks.one_of("precision", self.precision, PRECISIONS)
         checks.positive("beta", self.beta)
         checks.positive("tau", self.tau, zero=True)
         checks.positive("learning_rate", self.learning_rate)
@@ -134,6 +140,7 @@ class Run:
     def epoch(self) -> Row:
         """Pass once over the training images in a new random order; append to and return the history's row."""
         start = time.perf_counter()
+        torch.set_float32_matmul_precision(PRECISIONS[self.spec.precision])
         spec, n = self.spec, len(self.pixels)
         sums = torch.zeros(2, device=self.pixels.device)
         order = torch.randperm(n, generator=self.generator, device=self.pixels.device)
