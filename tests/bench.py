@@ -22,7 +22,8 @@ from vaerobust import data
 from vaerobust.attacks import maximum_damage
 from vaerobust.bounds import jacobian_norms
 from vaerobust.model import VAE, elbo_terms
-from vaerobust.training import Run, Spec
+from vaerobust.protocol import Spec
+from vaerobust.training import Run
 from vaerobust.weights import pretrained
 
 TURNS = 3

@@ -32,7 +32,7 @@ from vaerobust.criterion import (
 from vaerobust.data import load
 from vaerobust.margins import attack_margin
 from vaerobust.model import VAE
-from vaerobust.training import Spec
+from vaerobust.protocol import Spec
 
 MODEL = random_vae(6, 8, 2)
 X = uniform(1, 6)

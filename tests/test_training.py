@@ -22,7 +22,8 @@ from torch import distributions
 
 from vaerobust import training
 from vaerobust.model import LIKELIHOODS, elbo_terms
-from vaerobust.training import GRID, Run, Spec, evaluate, train
+from vaerobust.protocol import GRID, Spec
+from vaerobust.training import Run, evaluate, train
 from vaerobust.weights import load_model
 
 TINY = Spec(hidden=16, latents=3, epochs=4, batch_size=64)
@@ -79,8 +80,8 @@ def test_a_stopped_run_ends_as_an_uninterrupted_one(where, whole, splits, tmp_pa
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        if where == "within an epoch":  # five batches and one evaluation an epoch: the third batch of the third epoch
-            patch.setattr(training, "elbo_terms", stop_at(15, elbo_terms))
+        if where == "within an epoch":  # five batches an epoch: the third of the third epoch
+            patch.setattr(training, "objective", stop_at(13, training.objective))
         elif where == "while writing":
             patch.setattr(os, "fsync", stop_at(3, os.fsync))
         with pytest.raises(KeyboardInterrupt):
@@ -110,7 +111,7 @@ def dies_at(call, function):
         return function(*arguments, **options)
     return counted
 if where == "within an epoch":
-    training.elbo_terms = dies_at(15, training.elbo_terms)
+    training.objective = dies_at(13, training.objective)
 else:
     os.fsync = dies_at(3, os.fsync)
 training.train(training.Spec(hidden=16, latents=3, epochs=4, batch_size=64), *splits, folder)
@@ -261,16 +262,17 @@ def test_no_global_generator_is_touched(splits, tmp_path):
 
 def test_an_epoch_passes_once_over_all_images_in_a_new_order(splits, monkeypatch):
     run, seen = Run(TINY, *splits), []
-    monkeypatch.setattr(training, "elbo_terms", lambda vae, x, eta: seen.append(x) or elbo_terms(vae, x, eta))
+    honest = training.objective
+    monkeypatch.setattr(training, "objective", lambda vae, x, *rest: seen.append(x) or honest(vae, x, *rest))
     run.epoch()
     first, seen[:] = list(seen), []
     run.epoch()
     for batches in (first, seen):
-        assert [len(x) for x in batches] == [64, 64, 64, 64, 44, 100]  # the last are the test images
-        passed = torch.cat(batches[:5])
+        assert [len(x) for x in batches] == [64, 64, 64, 64, 44]
+        passed = torch.cat(batches)
         assert torch.equal(passed.sort(dim=0).values, splits[0].pixels.sort(dim=0).values)
-    assert not torch.equal(torch.cat(first[:5]), torch.cat(seen[:5]))
-    assert not torch.equal(torch.cat(first[:5]), splits[0].pixels)
+    assert not torch.equal(torch.cat(first), torch.cat(seen))
+    assert not torch.equal(torch.cat(first), splits[0].pixels)
 
 
 @pytest.mark.parametrize("beta", [0.5, 4.0])
@@ -294,6 +296,27 @@ def test_the_loss_weights_the_kl_by_beta(beta, splits):
     # the row holds the unweighted terms, before the step
     assert row["train_reconstruction"] == pytest.approx(float(reconstruction.detach().mean()), rel=FLOAT)
     assert row["train_kl"] == pytest.approx(float(kl.detach().mean()), rel=FLOAT)
+
+
+def test_at_beta_1_the_two_objectives_are_one(splits):
+    model, x = TINY.build(), splits[0].pixels
+    eta = torch.randn(len(x), 3, generator=seeded(0))
+    loss, _, _ = training.objective(model, x, eta, replace(TINY, beta=1.0))
+    other, _, _ = training.objective(model, x, eta, replace(TINY, beta=1.0, objective="beta-tc"))
+    assert torch.equal(loss, other)
+
+
+def test_the_tc_objective_weights_the_total_correlation_alone(splits):
+    """Against the mixture densities written out: log q(z) of all latents, and of each."""
+    model, x = TINY.build(), splits[0].pixels[:40]
+    eta = torch.randn(40, 3, generator=seeded(0))
+    low, high = (training.objective(model, x, eta, replace(TINY, beta=b, objective="beta-tc"))[0] for b in (1.0, 5.0))
+    mu, sigma = model.encode(x)
+    log_q = torch.distributions.Normal(mu, sigma).log_prob((mu + sigma * eta)[:, None]).double()  # of z_i under q_j
+    joint, marginals = log_q.sum(-1).exp().mean(1).log(), log_q.exp().mean(1).log().sum(1)
+    constant = 2 * math.log(40)  # sums over the batch in place of means: of three latents, less one for all
+    expected = float((joint - marginals).mean().detach()) - constant
+    assert float((high - low).detach()) / 4 == pytest.approx(expected, rel=1e-3, abs=1e-3)  # single precision
 
 
 def test_history_rows_are_complete_and_add_up(whole):
@@ -323,24 +346,23 @@ def test_training_raises_the_elbo(splits, tmp_path):
 def test_every_likelihood_trains(likelihood, splits, tmp_path):
     spec = replace(TINY, likelihood=likelihood, epochs=2)
     path = train(spec, *splits, tmp_path)
-    assert path.name == (
-        f"mnist_beta1_tau0_{likelihood}.safetensors" if likelihood != "bernoulli" else "mnist_beta1_tau0.safetensors"
-    )
+    default = "mnist_beta1_tau0_latents3.safetensors"
+    assert path.name == (default if likelihood == "bernoulli" else default.replace("tau0", f"tau0_{likelihood}"))
     assert all(math.isfinite(value) for row in manifest(path)["history"] for value in row.values())
     assert load_model(path).vae.likelihood == likelihood
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_it(splits, tmp_path):
     spec = replace(TINY, learning_rate=1e30, beta=2.0)
-    with pytest.raises(FloatingPointError, match=r"mnist_beta2_tau0: the loss is (nan|inf) in epoch 1"):
+    with pytest.raises(FloatingPointError, match=r"mnist_beta2_tau0_latents3: the loss is (nan|inf) in epoch 1"):
         train(spec, *splits, tmp_path)
     assert list(tmp_path.iterdir()) == []  # no checkpoint of it
     # in a later epoch, that of the last good one stays
-    with pytest.raises(FloatingPointError, match=r"mnist_beta1_tau0: the loss is nan in epoch 3"):
+    with pytest.raises(FloatingPointError, match=r"mnist_beta1_tau0_latents3: the loss is nan in epoch 3"):
         train(
             TINY, *splits, tmp_path, progress=lambda done, row: splits[0].pixels.fill_(torch.nan) if done == 2 else None
         )
-    assert [path.name for path in tmp_path.iterdir()] == ["mnist_beta1_tau0.checkpoint"]
+    assert [path.name for path in tmp_path.iterdir()] == [f"{TINY.name}.checkpoint"]
 
 
 def test_images_of_another_data_set_are_named(splits, fake_images):

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict
 
 import pytest
 import torch
 
 from vaerobust import data
 from vaerobust.model import VAE, elbo_terms
-from vaerobust.training import GRID, evaluate
+from vaerobust.protocol import GRID, Spec
+from vaerobust.training import evaluate
 from vaerobust.weights import SHIPPED, half_precision_bytes, load_model, pretrained, save_model
 
 SPEC = {"hidden": 16, "latents": 3, "tau": 0.5, "likelihood": "gaussian"}
@@ -106,7 +106,9 @@ def test_an_unknown_model_lists_those_there_are(saved, tmp_path):
     folder = saved[0].parent
     with pytest.raises(ValueError, match=r"no model 'mnist_beta7_tau0' in .*; there are: mnist_beta1_tau0.5$"):
         pretrained("mnist", 7.0, folder=folder)
-    with pytest.raises(ValueError, match=r"no model 'cifar_beta1_tau0' in .*; there are: none$"):
+    with pytest.raises(ValueError, match=r"no model 'mnist_beta1_tau0_latents2' in .*; there are: none$"):
+        pretrained("mnist", latents=2, folder=tmp_path / "empty")
+    with pytest.raises(ValueError, match="dataset must be one of .* but is 'cifar'"):
         pretrained("cifar", folder=tmp_path / "empty")
 
 
@@ -121,7 +123,7 @@ def test_an_unknown_shipped_model_lists_all_fifteen():
 def test_a_shipped_model_was_trained_by_the_full_protocol(spec):
     trained = pretrained(spec.dataset, spec.beta, spec.tau)
     record = trained.manifest
-    assert record["spec"] == asdict(spec)
+    assert Spec(**record["spec"]) == spec
     assert len(record["history"]) == record["spec"]["epochs"] == 100
     assert record["data"]["train"]["images"] == 60_000
     assert record["data"]["test"]["images"] == 10_000

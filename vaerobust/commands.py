@@ -13,8 +13,10 @@ import click
 import torch
 from tqdm import tqdm
 
-from vaerobust import data
-from vaerobust.training import GRID, Row, Spec, train
+from vaerobust import data, summaries
+from vaerobust.protocol import COMPANIONS, GRID, SEEDS, SUMMARISED, VARIANTS, Spec
+from vaerobust.training import Row, train
+from vaerobust.weights import SHIPPED, load_model
 
 
 @click.group()
@@ -48,18 +50,30 @@ def train_one(spec: Spec, folder: Path, threads: int, device: str, position: int
     return spec.name
 
 
+MODELS = {"paper": GRID, "companions": COMPANIONS, "seeds": SEEDS, "variants": VARIANTS}
+CHOICE_BETAS = (0.1, 1.0, 5.0)
+
+
 @main.command("train")
+@click.option("--models", type=click.Choice(list(MODELS)), default="paper", show_default=True)
 @click.option("--folder", type=click.Path(path_type=Path), default=Path("_build/models"), show_default=True)
 @click.option("--only", default="", help="Train only the models whose name contains this.")
 @click.option("--jobs", default=os.cpu_count() or 1, show_default=True, help="Models at a time.")
 @click.option("--device", default="cpu", show_default=True, help="cpu, or cuda where there is one.")
 @click.option("--epochs", default=Spec.epochs, show_default=True, help="Fewer for a trial.")
 @click.option("--images", type=int, help="Train on the first so many images only, for a trial.")
-def train_grid(folder: Path, only: str, jobs: int, device: str, epochs: int, images: int | None) -> None:
-    """Train every model of the grid; goes on where an earlier run was stopped."""
-    specs = [replace(spec, epochs=epochs) for spec in GRID if only in spec.name]
+def train_models(
+    models: str, folder: Path, only: str, jobs: int, device: str, epochs: int, images: int | None
+) -> None:  # fmt: skip
+    """Train every model of a list; goes on where an earlier run was stopped."""
+    specs = [replace(spec, epochs=epochs) for spec in MODELS[models] if only in spec.name]
     if not specs:
         raise click.BadParameter(f"no model's name contains {only!r}", param_hint="--only")
+    train_all(specs, folder, jobs, device, images)
+
+
+def train_all(specs: list[Spec], folder: Path, jobs: int, device: str = "cpu", images: int | None = None) -> None:
+    """Train the given models, some at a time."""
     for dataset in sorted({spec.dataset for spec in specs}):
         data.load(dataset, "train")  # once, before the processes ask for it all at the same time
     threads = max(1, (os.cpu_count() or 1) // jobs)
@@ -70,3 +84,51 @@ def train_grid(folder: Path, only: str, jobs: int, device: str, epochs: int, ima
         ]
         for run in tqdm(as_completed(runs), total=len(runs), desc="models", position=0):
             tqdm.write(f"{run.result()}: done")
+
+
+@main.command("study")
+@click.option("--folder", type=click.Path(path_type=Path), default=Path("_build/models"), show_default=True)
+@click.option("--summaries", "out", type=click.Path(path_type=Path), default=summaries.FOLDER, show_default=True)
+@click.option("--jobs", default=os.cpu_count() or 1, show_default=True, help="Models at a time.")
+@click.option("--only", default="", help="Only the models whose name contains this.")
+@click.option("--trained-only", is_flag=True, help="Leave out the models that would have to be trained first.")
+def study(folder: Path, out: Path, jobs: int, only: str, trained_only: bool) -> None:
+    """Measure the models of the seeds and choices chapter into summaries; trains those whose weights do not ship.
+
+    A summary that is there is kept; delete it to measure anew.
+    """
+    tasks = [(spec, False) for spec in SUMMARISED]
+    tasks += [(Spec("mnist", beta), True) for beta in CHOICE_BETAS]
+    tasks = [
+        (spec, choices)
+        for spec, choices in tasks
+        if only in spec.name and not summaries.path_of(spec, choices=choices, folder=out).exists()
+    ]
+    missing = [spec for spec, _ in tasks if not weights_of(spec, folder)]
+    if trained_only:
+        tasks = [task for task in tasks if task[0] not in missing]
+    elif missing:
+        train_all(missing, folder, jobs)
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+        runs = [pool.submit(measure_one, spec, choices, folder, out, threads) for spec, choices in tasks]
+        for run in tqdm(as_completed(runs), total=len(runs), desc="summaries"):
+            tqdm.write(f"{run.result()}: done")
+
+
+def weights_of(spec: Spec, folder: Path) -> Path | None:
+    """Return where the trained weights of a model are, shipped or in ``folder``."""
+    paths = (where / f"{spec.name}.safetensors" for where in (SHIPPED, folder))
+    return next((path for path in paths if path.exists() and path.with_suffix(".json").exists()), None)
+
+
+def measure_one(spec: Spec, choices: bool, folder: Path, out: Path, threads: int) -> str:
+    """Write the summary of one model, in a process of its own."""
+    torch.set_num_threads(threads)
+    logging.getLogger("vaerobust").setLevel(logging.ERROR)
+    weights = weights_of(spec, folder)
+    assert weights is not None  # trained before
+    measure = summaries.compare_choices if choices else summaries.summarise
+    path = summaries.path_of(spec, choices=choices, folder=out)
+    summaries.write(path, measure(load_model(weights), data.load(spec.dataset)))
+    return path.stem

@@ -57,6 +57,8 @@ def attack_margin(
     judging_samples: int = 1000,
     box: bool = False,
     perturb_sigma: bool = False,
+    reference: str = "mean",
+    method: str = "projected_gradient",
     seed: int = 0,
     confidence: float = 0.95,
 ) -> AttackMargin:
@@ -72,8 +74,11 @@ def attack_margin(
         Largest radius tried.
     tolerance : float
         Relative width of the bracket at which the search ends, in (0, 1).
-    steps, restarts, samples, box, perturb_sigma
+    steps, restarts, samples, box, perturb_sigma, method
         Of the attack at each radius; see :func:`vaerobust.attacks.maximum_damage`.
+    reference : {'mean', 'sample'}
+        What the tests measure the distance from; see :func:`vaerobust.criterion.distances`. The attack always moves
+        away from g(mu(x)).
     judging_samples : int
         New samples in each test.
     seed : int
@@ -99,14 +104,15 @@ def attack_margin(
     def judge(points: Tensor, delta: Tensor, new: int, share: int = 1) -> Robustness:
         generator = torch.Generator(x.device).manual_seed(seed + new)
         d = distances(
-            model, x[points], delta, samples=judging_samples, generator=generator, perturb_sigma=perturb_sigma
+            model, x[points], delta, samples=judging_samples, generator=generator, perturb_sigma=perturb_sigma,
+            reference=reference,
         )  # fmt: skip
         return probability_of_robustness(d, r[points], confidence=1 - (1 - confidence) / share)
 
     def attack(points: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
         """Attack the given points; return the perturbations and where they break r-robustness."""
         delta = maximum_damage(
-            model, x[points], radius, steps=steps, restarts=restarts, samples=samples, box=box,
+            model, x[points], radius, steps=steps, restarts=restarts, samples=samples, box=box, method=method,
             perturb_sigma=perturb_sigma, generator=torch.Generator(x.device).manual_seed(seed),
         ).delta  # fmt: skip
         return delta, torch.as_tensor(judge(points, delta, 1).high <= 0.5, device=x.device)

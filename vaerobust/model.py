@@ -8,6 +8,7 @@ is the paper's network; a model of your own needs nothing more.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from vaerobust import checks
 
 LIKELIHOODS = ("bernoulli", "continuous_bernoulli", "gaussian")
+SCALES: dict[str, Callable[[Tensor], Tensor]] = {"softplus": F.softplus, "exp": torch.exp}
 
 
 class GaussianVAE(Protocol):
@@ -48,11 +50,13 @@ class VAE(nn.Module):
         Offset added to the encoder's standard deviation, >= 0 (Section 4.2).
     likelihood : {'bernoulli', 'continuous_bernoulli', 'gaussian'}
         p(x|z). The Gaussian has unit variance, as Eq. 7 assumes.
+    scale : {'softplus', 'exp'}
+        How the network's output becomes a standard deviation; 'exp' is the common log-variance in other words.
 
     Raises
     ------
     ValueError
-        If a width is below 1, ``tau`` is negative or the likelihood is unknown.
+        If a width is below 1, ``tau`` is negative, or likelihood or scale are unknown.
     """
 
     def __init__(
@@ -63,6 +67,7 @@ class VAE(nn.Module):
         *,
         tau: float = 0.0,
         likelihood: str = "bernoulli",
+        scale: str = "softplus",
     ) -> None:
         super().__init__()
         for name, width in (("pixels", pixels), ("hidden", hidden), ("latents", latents)):
@@ -70,13 +75,14 @@ class VAE(nn.Module):
         self.pixels, self.latents = pixels, latents
         self.tau = checks.positive("tau", tau, zero=True)
         self.likelihood = checks.one_of("likelihood", likelihood, LIKELIHOODS)
+        self.scale = SCALES[checks.one_of("scale", scale, SCALES)]
         self.encoder_shared = nn.Linear(pixels, hidden)
         self.encoder_mu = perceptron(hidden, hidden, latents)
         self.encoder_sigma = perceptron(hidden, hidden, latents)
         self.decoder = perceptron(latents, hidden, hidden, pixels)
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mean and standard deviation of q(z|x), sigma = softplus(.) + tau.
+        """Return mean and standard deviation of q(z|x), sigma = softplus(.) + tau, or exp(.) + tau.
 
         Parameters
         ----------
@@ -95,7 +101,7 @@ class VAE(nn.Module):
         if x.shape[-1] != self.pixels:
             raise ValueError(f"x must have shape (..., {self.pixels}), but has {tuple(x.shape)}")
         shared = F.relu(self.encoder_shared(x))
-        return self.encoder_mu(shared), F.softplus(self.encoder_sigma(shared)) + self.tau
+        return self.encoder_mu(shared), self.scale(self.encoder_sigma(shared)) + self.tau
 
     def decode(self, z: Tensor) -> Tensor:
         """Return g(z) = E[x|z], the mean of the likelihood (Section 2.1), shape (..., d_x)."""
@@ -136,6 +142,31 @@ class VAE(nn.Module):
 def kl_to_prior(mu: Tensor, sigma: Tensor) -> Tensor:
     """Return KL(N(mu, diag sigma^2) || N(0, I)) in nats, summed over the last dimension."""
     return 0.5 * (mu**2 + sigma**2 - 1 - 2 * torch.log(sigma)).sum(-1)
+
+
+def total_correlation(z: Tensor, mu: Tensor, sigma: Tensor) -> Tensor:
+    """Estimate the total correlation of the aggregate posterior from a batch, up to a constant.
+
+    Parameters
+    ----------
+    z : Tensor, shape (n, d_z)
+        A sample of each q(z|x_i).
+    mu, sigma : Tensor, shape (n, d_z)
+        Of the same q(z|x_i).
+
+    Returns
+    -------
+    Tensor, shape ()
+        Mean of log q(z) - sum_d log q(z_d), in nats, with each q a mixture over the batch (minibatch-weighted
+        sampling of Chen et al. 2018). Weights that depend only on the numbers of images and latents are left out:
+        they have no gradient.
+    """
+    precision = sigma**-2
+    # log density of z_i,d under N(mu_j,d, sigma_j,d), a quadratic in z: one batched product makes all n * n * d_z
+    powers = torch.stack([z**2, z, torch.ones_like(z)])
+    coefficients = torch.stack([-0.5 * precision, mu * precision, -0.5 * mu**2 * precision - torch.log(sigma)])
+    log_q = torch.bmm(powers.permute(2, 1, 0), coefficients.permute(2, 0, 1))
+    return (log_q.sum(0).logsumexp(1) - log_q.logsumexp(2).sum(0)).mean()
 
 
 def elbo_terms(vae: VAE, x: Tensor, eta: Tensor) -> tuple[Tensor, Tensor]:

@@ -56,18 +56,21 @@ def claim(
     Raises
     ------
     ValueError
-        If a number is not finite, or the interval does not hold the value.
+        If a number is not finite, the interval does not hold the value, or the name is none that a text could use.
 
     Notes
     -----
     The text can say ``{glue:text}`name:.2f```, ``{glue:text}`name-low:.2f``` and ``name-high``; with a part,
     ``name-part`` and so on, the part in lower case with hyphens.
     """
+    if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name):
+        raise ValueError(f"name must be words in lower case with hyphens, but is {name!r}")
     value = float(value)
     low, high = (value if end is None else float(end) for end in (low, high))
     if not math.isfinite(low + high + value) or not low <= value <= high:
         raise ValueError(f"{name} must lie in a finite interval, but is {value} in [{low}, {high}]")
     key = "-".join(filter(None, [name, re.sub(r"[^a-z0-9]+", "-", part.lower()).strip("-")]))
     number(**{key: value, f"{key}-low": low, f"{key}-high": high})
-    record = {"claim": name, "part": part, "value": value, "low": low, "high": high, "n": n}
+    record = {"claim": name, "part": part, "value": value, "low": low, "high": high}
+    record["n"] = None if n is None else int(n)
     display({CLAIM: record}, raw=True)

@@ -11,7 +11,7 @@ import json
 import platform
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
@@ -20,89 +20,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from vaerobust import checks
-from vaerobust.data import DATASETS, Images
+from vaerobust.data import Images
 from vaerobust.files import digest, write_atomically
-from vaerobust.model import LIKELIHOODS, VAE, elbo_terms
+from vaerobust.model import VAE, elbo_terms, kl_to_prior, total_correlation
+from vaerobust.protocol import Spec
 from vaerobust.weights import load_model, save_model
 
 EVALUATION_SEED = 1
-PRECISIONS = {"float32": "highest", "bfloat16": "medium"}  # torch's names for them
+MATMUL = {"float32": "highest", "bfloat16": "medium"}  # torch's names for the precisions
 Row = dict[str, float]
-
-
-@dataclass(frozen=True)
-class Spec:
-    """Everything that a training run depends on, beside the data.
-
-    Attributes
-    ----------
-    dataset : {'mnist', 'fashion-mnist'}
-    beta : float
-        Weight of the KL term, > 0 (Section 2.3).
-    tau : float
-        Offset of the encoder's standard deviation, >= 0 (Section 4.2).
-    likelihood : str
-        One of :data:`vaerobust.model.LIKELIHOODS`.
-    seed : int
-        Of initial weights, batch order and noise.
-    epochs, batch_size, learning_rate, hidden, latents : int, int, float, int, int
-        As in Appendix F.
-    precision : {'float32', 'bfloat16'}
-        Of the factors in matrix products; sums and everything else stay float32. 'bfloat16' takes 0.6 of the time on
-        processors that multiply it, and is the same as 'float32' on others.
-
-    Raises
-    ------
-    ValueError
-        If a value is out of its range; the message names it.
-    """
-
-    dataset: str = "mnist"
-    beta: float = 1.0
-    tau: float = 0.0
-    likelihood: str = "bernoulli"
-    seed: int = 0
-    epochs: int = 100
-    batch_size: int = 512
-    learning_rate: float = 1e-3
-    hidden: int = 400
-    latents: int = 20
-    precision: str = "float32"
-
-    def __post_init__(self) -> None:
-        checks.one_of("dataset", self.dataset, DATASETS)
-        checks.one_of("likelihood", self.likelihood, LIKELIHOODS)
-        checks.one_of("precision", self.precision, PRECISIONS)
-        checks.positive("beta", self.beta)
-        checks.positive("tau", self.tau, zero=True)
-        checks.positive("learning_rate", self.learning_rate)
-        for name in ("epochs", "batch_size", "hidden", "latents"):
-            checks.count(name, getattr(self, name))
-        checks.count("seed", self.seed, least=0)
-
-    @property
-    def name(self) -> str:
-        """A file name: data set, beta and tau, then likelihood and seed where they are not the defaults."""
-        parts = [self.dataset, f"beta{self.beta:g}", f"tau{self.tau:g}"]
-        parts += [self.likelihood] * (self.likelihood != "bernoulli") + [f"seed{self.seed}"] * (self.seed != 0)
-        return "_".join(parts)
-
-    def build(self) -> VAE:
-        """Return the untrained model; its initial weights depend on the seed alone."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed)
-            return VAE(784, self.hidden, self.latents, tau=self.tau, likelihood=self.likelihood)
-
-
-BETAS = (0.1, 0.5, 1.0, 2.0, 5.0, 10.0)
-TAUS = (0.1, 0.5, 1.0)
-GRID = (
-    *(Spec("mnist", beta) for beta in BETAS),
-    *(Spec("mnist", tau=tau) for tau in TAUS),
-    *(Spec("fashion-mnist", beta) for beta in BETAS),
-)
-"""The 15 models whose weights ship."""
 
 
 class Run:
@@ -140,15 +66,14 @@ class Run:
     def epoch(self) -> Row:
         """Pass once over the training images in a new random order; append to and return the history's row."""
         start = time.perf_counter()
-        torch.set_float32_matmul_precision(PRECISIONS[self.spec.precision])
+        torch.set_float32_matmul_precision(MATMUL[self.spec.precision])
         spec, n = self.spec, len(self.pixels)
         sums = torch.zeros(2, device=self.pixels.device)
         order = torch.randperm(n, generator=self.generator, device=self.pixels.device)
         for rows in order.split(spec.batch_size):
             x = self.pixels[rows]
             eta = torch.randn(len(x), spec.latents, generator=self.generator, device=x.device)
-            reconstruction, kl = elbo_terms(self.vae, x, eta)
-            loss = (spec.beta * kl - reconstruction).mean()
+            loss, reconstruction, kl = objective(self.vae, x, eta, spec)
             if not torch.isfinite(loss):
                 raise FloatingPointError(f"{spec.name}: the loss is {loss.item()} in epoch {len(self.history) + 1}")
             self.adam.zero_grad()
@@ -204,6 +129,21 @@ class Run:
         self.history = history
 
 
+def objective(vae: VAE, x: Tensor, eta: Tensor, spec: Spec) -> tuple[Tensor, Tensor, Tensor]:
+    """Return what training minimises, shape (), and the two terms of the ELBO at each point, shape (n,).
+
+    The beta-VAE's objective weights the KL term (Section 2.3). The beta-TC-VAE's (Chen et al. 2018) weights one part of
+    its mean over the data, the total correlation of the latents; as all parts add up to the KL term, it is written here
+    as that term plus beta - 1 times the total correlation.
+    """
+    mu, sigma = vae.encode(x)
+    z = mu + sigma * eta
+    reconstruction, kl = vae.log_likelihood(x, z), kl_to_prior(mu, sigma)
+    if spec.objective == "beta":
+        return (spec.beta * kl - reconstruction).mean(), reconstruction, kl
+    return (kl - reconstruction).mean() + (spec.beta - 1) * total_correlation(z, mu, sigma), reconstruction, kl
+
+
 def train(
     spec: Spec,
     train_images: Images,
@@ -241,7 +181,7 @@ def train(
     if weights.exists() and manifest.exists():
         record = load_model(weights).manifest
         data = {split: images["sha256"] for split, images in record["data"].items()}
-        if (record["spec"], data) != (asdict(spec), data_digests(train_images, test_images)):
+        if (Spec(**record["spec"]), data) != (spec, data_digests(train_images, test_images)):
             raise ValueError(f"{manifest} is of another run; choose another folder or delete it")
         return weights
     run = Run(spec, train_images, test_images, device)

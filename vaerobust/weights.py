@@ -11,6 +11,7 @@ from safetensors.torch import load, save
 
 from vaerobust.files import digest, write_atomically
 from vaerobust.model import VAE
+from vaerobust.protocol import Spec
 
 SHIPPED = Path(__file__).parent / "pretrained"
 Manifest = dict[str, Any]
@@ -59,19 +60,21 @@ def load_model(path: str | Path) -> Trained:
     path = Path(path)
     try:
         manifest = json.loads(path.with_suffix(".json").read_text())
-        spec = manifest["spec"]
+        spec = manifest["spec"]  # fields that came later have their defaults
         content = path.read_bytes()
         if digest(content) != manifest["weights_sha256"]:
             raise ValueError("its SHA-256 is not the one in its manifest")
         weights = load(content)
-        vae = VAE(784, spec["hidden"], spec["latents"], tau=spec["tau"], likelihood=spec["likelihood"])
+        vae = Spec(**spec).build()
         vae.load_state_dict({name: value.float() for name, value in weights.items()})
     except (ValueError, KeyError, TypeError, SafetensorError, RuntimeError) as error:
         raise ValueError(f"model {path} is corrupt ({type(error).__name__}: {error})") from error
     return Trained(vae.requires_grad_(False), manifest)
 
 
-def pretrained(dataset: str, beta: float = 1.0, tau: float = 0.0, *, folder: str | Path = SHIPPED) -> Trained:
+def pretrained(
+    dataset: str, beta: float = 1.0, tau: float = 0.0, *, folder: str | Path = SHIPPED, **other: str | int
+) -> Trained:
     """Load one of the models that ship with the package.
 
     Parameters
@@ -83,6 +86,9 @@ def pretrained(dataset: str, beta: float = 1.0, tau: float = 0.0, *, folder: str
         0; or 0.1, 0.5 or 1 on MNIST with beta = 1.
     folder : path
         Another folder of models, such as your own from ``make train``.
+    **other : str or int
+        Further fields of :class:`vaerobust.protocol.Spec`, such as ``objective="beta-tc"``,
+        ``likelihood="gaussian"`` or ``latents=2``, for those of its ``COMPANIONS``.
 
     Returns
     -------
@@ -93,7 +99,8 @@ def pretrained(dataset: str, beta: float = 1.0, tau: float = 0.0, *, folder: str
     ValueError
         If there is no such model; the message lists those there are.
     """
-    path = Path(folder) / f"{dataset}_beta{beta:g}_tau{tau:g}.safetensors"
+    name = Spec(dataset, beta, tau, **other).name  # type: ignore[arg-type]
+    path = Path(folder) / f"{name}.safetensors"
     if not path.exists():
         there = ", ".join(sorted(p.stem for p in Path(folder).glob("*.safetensors"))) or "none"
         raise ValueError(f"no model {path.stem!r} in {folder}; there are: {there}")

@@ -1,0 +1,279 @@
+"""What is kept of models whose weights do not ship, and of measurements that take too long for a page.
+
+A summary is a small JSON file: the measured quantities of one model, by the same functions that the notebooks call,
+with the spec and digests of what it was measured on. ``python -m vaerobust study`` trains and measures what is missing.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vaerobust.algorithms import random_direction_radius
+from vaerobust.attacks import maximum_damage
+from vaerobust.bounds import half_space_shift, jacobian_norms
+from vaerobust.criterion import distance_quantile, distances, log_likelihood, probability_of_robustness
+from vaerobust.data import Images
+from vaerobust.files import write_atomically
+from vaerobust.margins import attack_margin
+from vaerobust.model import VAE, kl_to_prior
+from vaerobust.protocol import Spec
+from vaerobust.training import data_digests, processor
+from vaerobust.weights import Trained
+
+FOLDER = Path(__file__).parent / "summaries"
+LIMITS = (1.0, 4.0)
+"""Norms L of the attacks on the likelihood: that of Fig. 6 and the largest of Fig. 7 (b)."""
+ACTIVE_NATS = 0.01
+Summary = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What the paper leaves open about a margin, and how one measurement settles it.
+
+    Attributes
+    ----------
+    level : float
+        r is this quantile of D(x), unless ``r`` is given.
+    r : float, optional
+        The same r for every image.
+    samples : int
+        Draws behind r, and behind each test of r-robustness.
+    perturb_sigma : bool
+        Does the perturbation move sigma (Algorithm 2) or not (Eq. 3)?
+    reference : {'mean', 'sample'}
+        Distance from g(mu(x)) (Eq. 3) or from another sampled output (Definition 3.1).
+    method, steps, restarts, draws : str, int, int, int
+        Of the attack; ``draws`` of the encoder's noise is what its optimiser sees.
+    box : bool
+        Do attacked images stay in [0, 1]?
+    """
+
+    level: float = 0.9
+    r: float | None = None
+    samples: int = 1000
+    perturb_sigma: bool = False
+    reference: str = "mean"
+    method: str = "projected_gradient"
+    steps: int = 20
+    restarts: int = 2
+    draws: int = 8
+    box: bool = False
+
+
+CHOICES = {
+    "as everywhere": Choice(),
+    "r: 0.75-quantile": Choice(level=0.75),
+    "r: 0.99-quantile": Choice(level=0.99),
+    "r = 2": Choice(r=2.0),
+    "r = 4": Choice(r=4.0),
+    "r = 6": Choice(r=6.0),
+    "sigma moves": Choice(perturb_sigma=True),
+    "sampled reference": Choice(reference="sample"),
+    "40 samples": Choice(samples=40),
+    "4000 samples": Choice(samples=4000),
+    "pixels in [0, 1]": Choice(box=True),
+    "stronger attack": Choice(steps=80, restarts=4, draws=16),
+    "L-BFGS-B": Choice(method="lbfgs"),
+}
+"""Each but the first changes one thing."""
+DEAR = ("stronger attack", "L-BFGS-B")
+
+
+def noise(stream: int) -> torch.Generator:
+    """Return the generator of one purpose: r, judging and damage never share samples, all models do."""
+    return torch.Generator().manual_seed(stream)
+
+
+def encoder(vae: VAE, x: Tensor, level: float = 0.9) -> Summary:
+    """Return mean and standard deviation over images of sigma, the norms of J and Theorem 1's bound at p = ``level``.
+
+    Parameters
+    ----------
+    vae : VAE
+    x : Tensor, shape (n, d_x)
+    level : float
+        P(D(x) <= r) when r is this quantile of D(x).
+
+    Returns
+    -------
+    dict
+        By quantity, a dict with 'mean' and 'std'; and 'active', the number of latents that carry information.
+    """
+    mu, sigma = vae.encode(x)
+    active = kl_to_prior(mu[..., None], sigma[..., None]).mean(0) > ACTIVE_NATS
+    norms = jacobian_norms(vae, x)
+    least = sigma.min(1).values
+    columns = {
+        "sigma": sigma.mean(1),
+        "active sigma": sigma[:, active].mean(1),
+        "min sigma": least,
+        "frobenius": norms.frobenius,
+        "spectral": norms.spectral,
+        "bound": least * float(half_space_shift(level)) / norms.frobenius,
+    }
+    found: Summary = {name: {"mean": float(c.mean()), "std": float(c.std())} for name, c in columns.items()}
+    return found | {"active": int(active.sum())}
+
+
+def margins(vae: VAE, x: Tensor, choice: Choice, *, random: bool = False) -> Summary:
+    """Return lists over images: r, p, Theorem 1's bound, attack margin and, if asked for, random-direction radius."""
+    shared = {"perturb_sigma": choice.perturb_sigma}
+    if choice.r is None:
+        d = distances(vae, x, samples=choice.samples, reference=choice.reference, generator=noise(1))
+        r = distance_quantile(d, choice.level).value
+    else:
+        r = torch.full((len(x),), choice.r)
+    d = distances(vae, x, samples=choice.samples, reference=choice.reference, generator=noise(2))
+    p = probability_of_robustness(d, r).probability
+    shift = torch.as_tensor(half_space_shift(p), dtype=x.dtype)
+    bound = vae.encode(x)[1].min(1).values * shift / jacobian_norms(vae, x).frobenius
+    attack = attack_margin(
+        vae, x, r, steps=choice.steps, restarts=choice.restarts, samples=choice.draws, box=choice.box,
+        judging_samples=choice.samples, reference=choice.reference, method=choice.method, seed=100, **shared,
+    )  # fmt: skip
+    found = {"r": r, "p": torch.as_tensor(p), "bound": bound, "attack": attack.radius, "censored": attack.censored}
+    found |= {"confirmed": torch.as_tensor(attack.confirmed)}
+    if random:
+        chance = random_direction_radius(vae, x, r, samples=200, grid=10, tolerance=0.05, seed=200, **shared)
+        found |= {"random": chance.radius, "random censored": torch.as_tensor(chance.censored)}
+    return {name: value.tolist() for name, value in found.items()}
+
+
+def damage(vae: VAE, x: Tensor, limits: tuple[float, ...] = LIMITS) -> Summary:
+    """Return log p(x | z*) under attacks of each norm, and what the embedding of another image costs, in nats.
+
+    Returns
+    -------
+    dict
+        'images'; 'wrong', the mean log-likelihood under the embedding of another test image; and for each limit, as
+        text, with '0' for no attack: 'mean' and 'std' over images of log p(x | z*), and 'loss std', that of the change.
+    """
+    clean = log_likelihood(vae, x, samples=32, generator=noise(4))
+    wrong = log_likelihood_of_another(vae, x)
+    found: Summary = {
+        "images": len(x),
+        "wrong": float(wrong),
+        "0": {"mean": float(clean.mean()), "std": float(clean.std())},
+    }
+    for limit in limits:
+        delta = maximum_damage(
+            vae, x, limit, steps=40, restarts=2, samples=8, judging_samples=64, generator=noise(3)
+        ).delta
+        hit = log_likelihood(vae, x, delta, samples=32, generator=noise(4))
+        found[f"{limit:g}"] = {
+            "mean": float(hit.mean()), "std": float(hit.std()), "loss std": float((clean - hit).std()),
+        }  # fmt: skip
+    return found
+
+
+def log_likelihood_of_another(vae: VAE, x: Tensor) -> Tensor:
+    """Return the mean log-likelihood of each image under the embedding of the one before it, in nats."""
+    return vae.log_likelihood(x, vae.sample(x.roll(1, 0), noise(5))).mean()
+
+
+def summarise(trained: Trained, images: Images, *, margin_images: int = 50, damage_images: int = 200) -> Summary:
+    """Return the headline quantities of one model: encoder on all images, margins and damage on the first ones.
+
+    Parameters
+    ----------
+    trained : Trained
+    images : Images
+        Test images of the model's data set.
+    margin_images, damage_images : int
+        How many of them are attacked for margins, and for the likelihood.
+
+    Returns
+    -------
+    dict
+        'encoder', 'own' and 'fixed' (margins at the 0.9-quantile of D(x) and at r = 4), 'damage', and a manifest.
+    """
+    start, vae, x = time.perf_counter(), trained.vae, images.pixels
+    measured = {
+        "encoder": encoder(vae, x),
+        "own": margins(vae, x[:margin_images], CHOICES["as everywhere"]),
+        "fixed": margins(vae, x[:margin_images], CHOICES["r = 4"]),
+        "damage": damage(vae, x[:damage_images]),
+    }
+    return measured | manifest(trained, images, start)
+
+
+def compare_choices(trained: Trained, images: Images, *, most: int = 30) -> Summary:
+    """Return the margins of the first images under every choice; what costs much gets a fifth of them."""
+    start, x = time.perf_counter(), images.pixels[:most]
+    measured = {
+        name: margins(trained.vae, x[: most // 5] if name in DEAR else x, choice, random=True)
+        for name, choice in CHOICES.items()
+    }
+    return {"choices": measured} | manifest(trained, images, start)
+
+
+def manifest(trained: Trained, images: Images, start: float) -> Summary:
+    """Return what was measured on what, by what, and for how long since ``start``."""
+    return {
+        "spec": trained.manifest["spec"],
+        "final": trained.manifest["final"],
+        "weights_sha256": trained.manifest["weights_sha256"],
+        "data": {"source": images.source, "images": len(images), "sha256": data_digests(images)[images.split]},
+        "seconds": time.perf_counter() - start,
+        "versions": {"python": platform.python_version()}
+        | {name: version(name) for name in ("torch", "numpy", "scipy")},
+        "hardware": {"processor": processor(), "threads": torch.get_num_threads()},
+    }
+
+
+def rounded(value: Any, digits: int = 5) -> Any:
+    """Return a summary with its floats to so many significant digits, which keeps the files small."""
+    if isinstance(value, dict):
+        return {key: rounded(inner, digits) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [rounded(inner, digits) for inner in value]
+    return float(f"{value:.{digits}g}") if isinstance(value, float) else value
+
+
+def write(path: Path, summary: Summary) -> None:
+    """Write a summary, whole or not at all."""
+    write_atomically(path, (json.dumps(rounded(summary)) + "\n").encode())
+
+
+def read(path: Path) -> Summary:
+    """Read a summary.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is none.
+    ValueError
+        If the file is corrupt.
+    """
+    try:
+        summary: Summary = json.loads(path.read_text())
+        Spec(**summary["spec"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"summary {path} is corrupt ({type(error).__name__}: {error})") from error
+    return summary
+
+
+def summary(spec: Spec, *, choices: bool = False, folder: Path = FOLDER) -> Summary:
+    """Return the summary of a model, or with ``choices`` its margins under every choice.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        If it is missing or corrupt.
+    """
+    return read(path_of(spec, choices=choices, folder=folder))
+
+
+def path_of(spec: Spec, *, choices: bool = False, folder: Path = FOLDER) -> Path:
+    """Return where the summary of a model is kept."""
+    return folder / f"{spec.name}{'.choices' * choices}.json"
