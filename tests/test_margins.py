@@ -217,3 +217,23 @@ def test_the_last_samples_are_not_the_attacks(square):
     assert not torch.equal(first.delta, other.delta)
     direct = maximum_damage(square, x, float(first.radius), steps=3, restarts=2, generator=seeded(3)).delta
     assert float(direct.norm()) == pytest.approx(float(first.radius), rel=1e-6)
+
+
+def test_a_sampled_reference_is_a_model_with_twice_the_variance(square):
+    """Two independent outputs differ by a Gaussian of variance 2 s^2 about the shift."""
+    doubled = square_model(sigma=square.sigma * 2**0.5)
+    r = doubled.quantile(0.9)
+    found = attack_margin(square, uniform(3, 4), r, reference="sample", judging_samples=4000, confidence=SURE, steps=6)
+    p = surely_rejected(4000, 1 - (1 - SURE) / ATTEMPTS, 100)
+    assert found.confirmed.all()
+    assert (found.radius >= doubled.margin(r)).all()
+    assert (found.radius <= shift_at(doubled, r, p) / 2 * 1.05**ATTEMPTS).all()
+
+
+def test_either_optimiser_finds_the_margin_of_a_linear_model(graded):
+    r, x = graded.quantile(0.9), uniform(2, 20)
+    for method in ("projected_gradient", "lbfgs"):
+        found = attack_margin(graded, x, r, method=method, judging_samples=4000, confidence=SURE)
+        assert found.confirmed.all()
+        assert (found.radius >= graded.margin(r)).all()
+        assert (found.radius <= 1.5 * graded.margin(r)).all()  # one direction in twenty is the worst, and both find it
