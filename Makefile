@@ -5,13 +5,16 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help book test smoke train data serve bench lint clean lock
+.PHONY: help book claims test smoke train study data serve bench lint clean lock
 
 help: ## List the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  \1\t\2/' | expand -t 12
 
 book: $(READY) ## Execute the notebooks at full scale and build the book: _build/html/index.html
 	$(BIN)/python book/build.py
+
+claims: $(READY) ## Accept the verdicts of the last full-scale build: book/claims.json and the summary in README.md
+	$(BIN)/python book/claims.py
 
 test: $(READY) ## Run all tests, the notebooks at smoke scale among them
 	$(BIN)/python -m pytest
@@ -22,6 +25,9 @@ smoke: $(READY) ## Train a tiny model, run the notebooks in seconds and build _b
 
 train: $(READY) ## Train all 15 models from scratch into _build/models (an hour or two; resumes)
 	$(BIN)/python -m vaerobust train
+
+study: $(READY) ## Train the further seeds and variants and measure the missing summaries of chapter 6 (hours; resumes)
+	$(BIN)/python -m vaerobust study
 
 data: $(READY) ## Fetch MNIST and fashion-MNIST into the cache
 	$(BIN)/python -m vaerobust data

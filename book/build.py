@@ -1,8 +1,10 @@
 """Execute the notebooks, then build the book.
 
 Each ``notebooks/NAME.md`` runs under papermill into ``OUT/executed/notebooks/NAME.ipynb``, unless nothing that it
-depends on has changed. Jupyter Book then renders these copies and the pages of ``book/`` into ``OUT/html``, with
-warnings as errors. Everything can be interrupted and started again: a copy, or the site, is replaced only by a whole
+depends on has changed. What they recorded of the paper's claims is judged by ``book/claims.yml`` into
+``OUT/claims.json``. Jupyter Book then renders the copies, the ledger and the pages of ``book/`` into ``OUT/html``, with
+warnings as errors. A number that was typed into a notebook's prose ends the build before it begins
+(``book/prose.py``). Everything can be interrupted and started again: a copy, or the site, is replaced only by a whole
 one.
 """
 
@@ -29,6 +31,9 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+import claims
+import prose
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode
@@ -90,11 +95,14 @@ def main() -> int:
     out = args.out.resolve()
     sources = {path.stem: path for path in sorted((ROOT / "notebooks").glob("*.md"))}
     overrides = read_overrides(args.parameters, sources) if args.parameters else {}
+    if typed := prose.check(sources.values()):
+        print("typed numbers, see book/prose.py for where they should come from:", *typed, sep="\n", file=sys.stderr)
+        return 1
     try:
         problems = execute(out_of_date(sources, overrides, out, args.timeout), args.jobs)
         for name, problem in problems.items():
             print(f"\nFAILED: notebooks/{name}.md: {problem}", file=sys.stderr)
-        return 1 if problems else build_site(out)
+        return 1 if problems or not judge_claims(out) else build_site(out)
     except KeyboardInterrupt:
         print("\ninterrupted; what is finished is kept", file=sys.stderr)
         return 130
@@ -375,12 +383,23 @@ def indented(text: str) -> str:
     return textwrap.indent(re.sub(r"\x1b\[[0-9;]*m", "", text).rstrip(), "    ")
 
 
+def judge_claims(out: Path) -> bool:
+    """Write the ledger of claims; tell whether registry and records fit."""
+    try:
+        ledger = claims.judge_build(out)
+    except claims.LedgerError as error:
+        print(f"\nFAILED: the ledger of claims, book/claims.yml:\n{error}", file=sys.stderr)
+        return False
+    print(f"claims: {claims.describe(ledger)}" + ", with changed parameters, so nothing" * bool(ledger["changed"]))
+    return True
+
+
 def build_site(out: Path) -> int:
     """Build the site with Jupyter Book, unless nothing that enters it has changed; return the exit status."""
     site, work, note = out / "html", out / "site", out / "html.sha256"
     executed = out / "executed/notebooks"
     pages = [*files_under(ROOT / "book"), *(ROOT / "notebooks").glob("*.md"), *executed.glob("*.ipynb")]
-    made_from = digest([*pages, ROOT / "_config.yml", ROOT / "_toc.yml", LOCK])
+    made_from = digest([*pages, out / "claims.json", ROOT / "_config.yml", ROOT / "_toc.yml", LOCK])
     front = f"The book is in {os.path.relpath(site / 'index.html')}"
     if (site / "index.html").exists() and note.exists() and note.read_text() == made_from:
         print(f"site: up to date\n{front}")
@@ -392,7 +411,7 @@ def build_site(out: Path) -> int:
         start_book = "from sphinx.util.console import nocolor; nocolor(); " + start_book
     command = [sys.executable, "-c", start_book, "build", str(ROOT)]
     options = ["--path-output", str(work), "--all", "-q", "-W", "-n", "--keep-going"]
-    environment = os.environ | {"VAEROBUST_EXECUTED": str(executed)}
+    environment = os.environ | {"VAEROBUST_OUT": str(out)}
     done = subprocess.run(command + options, env=environment, stdout=subprocess.PIPE, text=True, check=False)
     built = work / "_build/html"
     if done.returncode:

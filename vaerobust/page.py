@@ -36,7 +36,13 @@ CLAIM = "application/vnd.vaerobust.claim+json"
 
 
 def claim(
-    name: str, value: float, low: float | None = None, high: float | None = None, *, part: str = "", n: int | None = None
+    name: str,
+    value: float,
+    low: float | None = None,
+    high: float | None = None,
+    *,
+    part: str = "",
+    n: int | None = None,
 ) -> None:
     """Record what decides a claim of the paper, and make it available to the text.
 

@@ -1,10 +1,10 @@
 """Show on the page of ``notebooks/NAME.md`` what ``book/build.py`` executed.
 
 The text file stays the document, so the table of contents, cross-references and source download need no tricks; its
-cells and outputs come from the executed copy, in the folder that the environment variable ``VAEROBUST_EXECUTED`` names.
-The reader puts a line below the title that tells when and from what the outputs were computed, and hands the
-alternative text that came with a figure to the page. A copy that is missing or stale, or an image without alternative
-text, is a warning, which fails a build with ``-W``.
+cells and outputs come from the executed copy, in the output folder of the build, which the environment variable
+``VAEROBUST_OUT`` names. The reader puts a line below the title that tells when and from what the outputs were computed,
+hands the alternative text that came with a figure to the page, and puts verdicts below the cells that measured claims.
+A copy that is missing or stale, or an image without alternative text, is a warning, which fails a build with ``-W``.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import claims_on_page
 import jupytext
 import nbformat
 from nbformat import NotebookNode
@@ -24,27 +25,33 @@ from sphinx.util import logging
 
 log = logging.getLogger(__name__)
 FOLDER = "notebooks"
-VARIABLE = "VAEROBUST_EXECUTED"
+VARIABLE = "VAEROBUST_OUT"
+
+
+def out_folder(app: Sphinx) -> Path:
+    """Return the output folder of the build."""
+    return Path(os.environ.get(VARIABLE) or Path(app.srcdir, "_build"))
 
 
 def executed_folder(app: Sphinx) -> Path:
     """Return the folder of the executed copies."""
-    return Path(os.environ.get(VARIABLE) or Path(app.srcdir, "_build/executed", FOLDER))
+    return out_folder(app) / "executed" / FOLDER
 
 
 def register(app: Sphinx, config: Config) -> None:
     """Give every notebook a reader of its own: MyST-NB takes the longest key with which a path ends."""
     readers = dict(config.nb_custom_formats)
     for source in sorted(Path(app.srcdir, FOLDER).glob("*.md")):
-        paths = {"source": str(source), "executed": str(executed_folder(app) / f"{source.stem}.ipynb")}
+        paths = {"source": str(source), "out": str(out_folder(app))}
         readers[f"{FOLDER}/{source.name}"] = ["executed_notebooks.read", paths]
     config.nb_custom_formats = readers
 
 
-def read(text: str, source: str, executed: str) -> NotebookNode:
-    """Return the cells of the executed copy of ``source``, made ready for the page."""
-    page = f"{FOLDER}/{Path(source).stem}"
-    if not Path(executed).exists():
+def read(text: str, source: str, out: str) -> NotebookNode:
+    """Return the cells of the executed copy of ``source`` under ``out``, made ready for the page."""
+    name = Path(source).stem
+    page, executed = f"{FOLDER}/{name}", Path(out, "executed", FOLDER, f"{name}.ipynb")
+    if not executed.exists():
         log.warning("not executed: run book/build.py", location=page)
         return jupytext.reads(text, fmt="md:myst")
     notebook = nbformat.read(executed, as_version=4)
@@ -56,6 +63,7 @@ def read(text: str, source: str, executed: str) -> NotebookNode:
     for number, cell in enumerate(notebook.cells, 1):
         for problem in describe_images(cell):
             log.warning("cell %d: %s", number, problem, location=page)
+    claims_on_page.insert_verdicts(notebook, name, claims_on_page.load(Path(out)))
     if not insert_below_title(notebook, badge(record, run)):
         log.warning("its first cell has no title: a line '# ...'", location=page)
     return notebook
@@ -115,6 +123,12 @@ def insert_below_title(notebook: NotebookNode, line: str) -> bool:
     return True
 
 
+def fill_page(app: Sphinx, docname: str, source: list[str]) -> None:
+    """Put the ledger of claims on the pages of prose that ask for it."""
+    if not docname.startswith(f"{FOLDER}/"):
+        claims_on_page.fill(out_folder(app), docname, source)
+
+
 def offer_download(app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: object) -> None:
     """Name the executed copy to the theme, which then makes a download button for it."""
     if pagename.startswith(f"{FOLDER}/") and doctree is not None:
@@ -131,6 +145,7 @@ def publish(app: Sphinx, exception: Exception | None) -> None:
 def setup(app: Sphinx) -> dict[str, bool]:
     """Connect to Sphinx: after MyST-NB has taken the suffixes (500), before the theme makes its buttons (501)."""
     app.connect("config-inited", register, priority=600)
+    app.connect("source-read", fill_page)
     app.connect("html-page-context", offer_download, priority=490)
     app.connect("build-finished", publish)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
