@@ -83,7 +83,7 @@ def test_second_build_runs_nothing(smoke):
     assert before == {path: path.stat().st_mtime_ns for path in (smoke / "executed").rglob("*.ipynb")}
 
 
-@pytest.mark.parametrize("what", ["vaerobust", "lock file", "data", "parameters", "notebook"])
+@pytest.mark.parametrize("what", ["vaerobust", "summaries", "lock file", "data", "parameters", "notebook"])
 def test_change_of_what_a_notebook_depends_on_makes_it_run_again(smoke, what, monkeypatch):
     """Compare with a record in which one thing was different when the copy was made."""
     overrides = yaml.safe_load(SMOKE.read_text())
