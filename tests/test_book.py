@@ -145,6 +145,24 @@ def test_every_figure_is_on_its_page(site, pages):
             assert len(image["alt"]) > 40, f"{name}: alt is {image['alt']!r}"
 
 
+def test_every_figure_of_the_paper_is_answered():
+    """Captions name the figures of the paper that they answer, one by one or as a list: Fig. 3, Figs. 10 and 11."""
+    captions = [
+        cell.metadata.get("mystnb", {}).get("figure", {}).get("caption", "")
+        for path in NOTEBOOKS
+        for cell in jupytext.read(path).cells
+    ]
+    named = {
+        int(number)
+        for caption in captions
+        for listed in re.findall(
+            r"Figs?\.((?:[\s,]*(?:and |to )?\d+(?: \([a-i]\)(?:(?:,| and| to) \([a-i]\))*)?)+)", caption
+        )
+        for number in re.findall(r"\d+", listed)
+    }
+    assert set(range(1, 13)) <= named, f"no caption names Figs. {set(range(1, 13)) - named}"
+
+
 def test_no_error_output_and_no_unresolved_reference(pages):
     for page, soup in pages.items():
         text = soup.get_text()
