@@ -74,6 +74,7 @@ def test_a_summary_is_had_again(spec):
     again = summaries.margins(vae, images.pixels[:3], CHOICES["as everywhere"])
     assert again["r"] == pytest.approx(stored["own"]["r"][:3], rel=1e-3)
     assert again["p"] == pytest.approx(stored["own"]["p"][:3], abs=0.003)  # a draw or two at the edge of r
+    assert again["bound"] == pytest.approx(stored["own"]["bound"][:3], rel=0.02)  # what that does to the probit
     # another processor rounds otherwise, and the search may take another turn: its brackets are 5 % wide
     assert again["attack"] == pytest.approx(stored["own"]["attack"][:3], rel=0.2)
     damage = summaries.damage(vae, images.pixels[: stored["damage"]["images"]], ())
@@ -112,7 +113,7 @@ def test_encoder_statistics_are_those_of_the_model():
 def test_margins_agree_with_the_functions_they_call():
     vae, x = random_vae(), uniform(4, 12)
     found = summaries.margins(vae, x, Choice(samples=300, steps=3), random=True)
-    bound = theorem_1(vae, x, torch.tensor(found["r"], dtype=x.dtype), samples=300, generator=seeded(2)).radius
+    bound = theorem_1(vae, x, torch.tensor(found["r"], dtype=x.dtype), samples=300, generator=seeded(2)).low
     assert found["bound"] == pytest.approx(bound.tolist(), rel=1e-6)
     assert set(found) == {"r", "p", "bound", "attack", "censored", "confirmed", "random", "random censored"}
     fixed = summaries.margins(vae, x, Choice(r=0.5, samples=300, steps=3))

@@ -126,7 +126,7 @@ def encoder(vae: VAE, x: Tensor, level: float = 0.9) -> Summary:
 
 
 def margins(vae: VAE, x: Tensor, choice: Choice, *, random: bool = False) -> Summary:
-    """Return lists over images: r, p, Theorem 1's bound, attack margin and, if asked for, random-direction radius."""
+    """Return lists: r, p, Theorem 1's bound at the lower limit of p, attack margin, perhaps random-direction radius."""
     shared = {"perturb_sigma": choice.perturb_sigma}
     if choice.r is None:
         d = distances(vae, x, samples=choice.samples, reference=choice.reference, generator=noise(1))
@@ -134,15 +134,16 @@ def margins(vae: VAE, x: Tensor, choice: Choice, *, random: bool = False) -> Sum
     else:
         r = torch.full((len(x),), choice.r)
     d = distances(vae, x, samples=choice.samples, reference=choice.reference, generator=noise(2))
-    p = probability_of_robustness(d, r).probability
-    shift = torch.as_tensor(half_space_shift(p), dtype=x.dtype)
+    p = probability_of_robustness(d, r)
+    # at the lower limit of p, since an estimate of 1 would make the bound infinite
+    shift = torch.as_tensor(half_space_shift(p.low), dtype=x.dtype)
     bound = vae.encode(x)[1].min(1).values * shift / jacobian_norms(vae, x).frobenius
     attack = attack_margin(
         vae, x, r, steps=choice.steps, restarts=choice.restarts, samples=choice.draws, box=choice.box,
         judging_samples=choice.samples, reference=choice.reference, method=choice.method, seed=100, **shared,
     )  # fmt: skip
-    found = {"r": r, "p": torch.as_tensor(p), "bound": bound, "attack": attack.radius, "censored": attack.censored}
-    found |= {"confirmed": torch.as_tensor(attack.confirmed)}
+    found = {"r": r, "p": torch.as_tensor(p.probability), "bound": bound, "attack": attack.radius}
+    found |= {"censored": attack.censored, "confirmed": torch.as_tensor(attack.confirmed)}
     if random:
         chance = random_direction_radius(vae, x, r, samples=200, grid=10, tolerance=0.05, seed=200, **shared)
         found |= {"random": chance.radius, "random censored": torch.as_tensor(chance.censored)}
