@@ -66,11 +66,10 @@ def test_nothing_else_is_kept():
 def test_a_summary_is_had_again(spec):
     """The encoder on all images; r, bound and p on the first; margins within the width of their search."""
     images, stored = data.load(spec.dataset), summary(spec)
-    if not images.complete:
-        pytest.skip("the summaries are of all test images")
     vae = pretrained(spec.dataset, spec.beta, spec.tau).vae
-    for name, value in summaries.encoder(vae, images.pixels).items():
-        assert value == pytest.approx(stored["encoder"][name], rel=1e-3)
+    if images.complete:  # else only the first 1,000 are there
+        for name, value in summaries.encoder(vae, images.pixels).items():
+            assert value == pytest.approx(stored["encoder"][name], rel=1e-3)
     again = summaries.margins(vae, images.pixels[:3], CHOICES["as everywhere"])
     assert again["r"] == pytest.approx(stored["own"]["r"][:3], rel=1e-3)
     assert again["p"] == pytest.approx(stored["own"]["p"][:3], abs=0.003)  # a draw or two at the edge of r
