@@ -8,6 +8,7 @@ import os
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import click
 import torch
@@ -76,14 +77,23 @@ def train_all(specs: list[Spec], folder: Path, jobs: int, device: str = "cpu", i
     """Train the given models, some at a time."""
     for dataset in sorted({spec.dataset for spec in specs}):
         data.load(dataset, "train")  # once, before the processes ask for it all at the same time
-    threads = max(1, (os.cpu_count() or 1) // jobs)
+    threads = threads_of_each(jobs)
+    runs = [(train_one, spec, folder, threads, device, 1 + i % jobs, images) for i, spec in enumerate(specs)]
+    in_processes(runs, jobs, "models")
+
+
+def threads_of_each(jobs: int) -> int:
+    """Return how many threads each of some processes may use."""
+    return max(1, (os.cpu_count() or 1) // jobs)
+
+
+def in_processes(runs: list[tuple[Any, ...]], jobs: int, what: str) -> None:
+    """Call functions, each with its arguments, some at a time in processes of their own, and say which are done."""
     context = multiprocessing.get_context("spawn")  # a forked process would inherit torch's locked thread pool
     with ProcessPoolExecutor(jobs, mp_context=context) as pool:
-        runs = [
-            pool.submit(train_one, spec, folder, threads, device, 1 + i % jobs, images) for i, spec in enumerate(specs)
-        ]
-        for run in tqdm(as_completed(runs), total=len(runs), desc="models", position=0):
-            tqdm.write(f"{run.result()}: done")
+        futures = [pool.submit(*run) for run in runs]
+        for future in tqdm(as_completed(futures), total=len(futures), desc=what, position=0):
+            tqdm.write(f"{future.result()}: done")
 
 
 @main.command("study")
@@ -109,11 +119,8 @@ def study(folder: Path, out: Path, jobs: int, only: str, trained_only: bool) -> 
         tasks = [task for task in tasks if task[0] not in missing]
     elif missing:
         train_all(missing, folder, jobs)
-    threads = max(1, (os.cpu_count() or 1) // jobs)
-    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-        runs = [pool.submit(measure_one, spec, choices, folder, out, threads) for spec, choices in tasks]
-        for run in tqdm(as_completed(runs), total=len(runs), desc="summaries"):
-            tqdm.write(f"{run.result()}: done")
+    threads = threads_of_each(jobs)
+    in_processes([(measure_one, spec, choices, folder, out, threads) for spec, choices in tasks], jobs, "summaries")
 
 
 def weights_of(spec: Spec, folder: Path) -> Path | None:

@@ -7,10 +7,8 @@ with the spec and digests of what it was measured on. ``python -m vaerobust stud
 from __future__ import annotations
 
 import json
-import platform
 import time
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +24,7 @@ from vaerobust.files import write_atomically
 from vaerobust.margins import attack_margin
 from vaerobust.model import VAE, kl_to_prior
 from vaerobust.protocol import Spec
-from vaerobust.training import data_digests, processor
+from vaerobust.training import data_digests, hardware, versions
 from vaerobust.weights import Trained
 
 FOLDER = Path(__file__).parent / "summaries"
@@ -160,7 +158,7 @@ def damage(vae: VAE, x: Tensor, limits: tuple[float, ...] = LIMITS) -> Summary:
         text, with '0' for no attack: 'mean' and 'std' over images of log p(x | z*), and 'loss std', that of the change.
     """
     clean = log_likelihood(vae, x, samples=32, generator=noise(4))
-    wrong = log_likelihood_of_another(vae, x)
+    wrong = vae.log_likelihood(x, vae.sample(x.roll(1, 0), noise(5))).mean()
     found: Summary = {
         "images": len(x),
         "wrong": float(wrong),
@@ -175,11 +173,6 @@ def damage(vae: VAE, x: Tensor, limits: tuple[float, ...] = LIMITS) -> Summary:
             "mean": float(hit.mean()), "std": float(hit.std()), "loss std": float((clean - hit).std()),
         }  # fmt: skip
     return found
-
-
-def log_likelihood_of_another(vae: VAE, x: Tensor) -> Tensor:
-    """Return the mean log-likelihood of each image under the embedding of the one before it, in nats."""
-    return vae.log_likelihood(x, vae.sample(x.roll(1, 0), noise(5))).mean()
 
 
 def summarise(trained: Trained, images: Images, *, margin_images: int = 50, damage_images: int = 200) -> Summary:
@@ -226,9 +219,8 @@ def manifest(trained: Trained, images: Images, start: float) -> Summary:
         "weights_sha256": trained.manifest["weights_sha256"],
         "data": {"source": images.source, "images": len(images), "sha256": data_digests(images)[images.split]},
         "seconds": time.perf_counter() - start,
-        "versions": {"python": platform.python_version()}
-        | {name: version(name) for name in ("torch", "numpy", "scipy")},
-        "hardware": {"processor": processor(), "threads": torch.get_num_threads()},
+        "versions": versions("torch", "numpy", "scipy"),
+        "hardware": hardware(),
     }
 
 
@@ -246,33 +238,23 @@ def write(path: Path, summary: Summary) -> None:
     write_atomically(path, (json.dumps(rounded(summary)) + "\n").encode())
 
 
-def read(path: Path) -> Summary:
-    """Read a summary.
+def summary(spec: Spec, *, choices: bool = False, folder: Path = FOLDER) -> Summary:
+    """Return the summary of a model, or with ``choices`` its margins under every choice.
 
     Raises
     ------
     FileNotFoundError
         If there is none.
     ValueError
-        If the file is corrupt.
+        If its file is corrupt.
     """
+    path = path_of(spec, choices=choices, folder=folder)
     try:
-        summary: Summary = json.loads(path.read_text())
-        Spec(**summary["spec"])
+        found: Summary = json.loads(path.read_text())
+        Spec(**found["spec"])
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"summary {path} is corrupt ({type(error).__name__}: {error})") from error
-    return summary
-
-
-def summary(spec: Spec, *, choices: bool = False, folder: Path = FOLDER) -> Summary:
-    """Return the summary of a model, or with ``choices`` its margins under every choice.
-
-    Raises
-    ------
-    FileNotFoundError, ValueError
-        If it is missing or corrupt.
-    """
-    return read(path_of(spec, choices=choices, folder=folder))
+    return found
 
 
 def path_of(spec: Spec, *, choices: bool = False, folder: Path = FOLDER) -> Path:

@@ -207,13 +207,8 @@ def describe(run: Run) -> dict[str, object]:
             for images in (run.train, run.test)
         },
         "seconds": sum(row["seconds"] for row in run.history),
-        "versions": {"python": platform.python_version()}
-        | {name: version(name) for name in ("torch", "numpy", "safetensors")},
-        "hardware": {
-            "processor": processor(),
-            "device": str(run.pixels.device),
-            "threads": torch.get_num_threads(),
-        },
+        "versions": versions("torch", "numpy", "safetensors"),
+        "hardware": hardware() | {"device": str(run.pixels.device)},
         "history": [{name: float(f"{value:.7g}") for name, value in row.items()} for row in run.history],
     }
 
@@ -221,6 +216,16 @@ def describe(run: Run) -> dict[str, object]:
 def data_digests(*splits: Images) -> dict[str, str]:
     """Return the SHA-256 of each split's pixels, by the split's name."""
     return {images.split: digest(images.pixels.numpy().tobytes()) for images in splits}
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Return the versions of Python and of some packages, for a manifest."""
+    return {"python": platform.python_version()} | {name: version(name) for name in packages}
+
+
+def hardware() -> dict[str, object]:
+    """Return the processor and the number of threads in use, for a manifest."""
+    return {"processor": processor(), "threads": torch.get_num_threads()}
 
 
 def processor() -> str:
