@@ -15,7 +15,7 @@ import torch
 from tqdm import tqdm
 
 from vaerobust import data, summaries
-from vaerobust.protocol import COMPANIONS, GRID, SEEDS, SUMMARISED, Spec
+from vaerobust.protocol import COMPANIONS, GRID, SEEDS, SUMMARISED, VARIANTS, Spec
 from vaerobust.training import Row, train
 from vaerobust.weights import SHIPPED, load_model
 
@@ -51,7 +51,7 @@ def train_one(spec: Spec, folder: Path, threads: int, device: str, position: int
     return spec.name
 
 
-MODELS = {"paper": GRID, "companions": COMPANIONS, "seeds": SEEDS}
+MODELS = {"paper": GRID, "companions": COMPANIONS, "seeds": SEEDS, "variants": VARIANTS}
 CHOICE_BETAS = (0.1, 1.0, 5.0)
 
 
