@@ -92,6 +92,7 @@ def maximum_damage(
     judging_samples: int = 256,
     box: bool = False,
     perturb_sigma: bool = False,
+    directions: Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> Attack:
     """Seek the perturbation that moves the reconstruction furthest, Eq. 6 with the mean over eta that it leaves out.
@@ -120,6 +121,8 @@ def maximum_damage(
         Keep x + delta in [0, 1].
     perturb_sigma : bool
         Let the perturbation reach sigma too; Eq. 6 does not.
+    directions : Tensor, shape (k, n, d_x), optional
+        Further starting points: these perturbations, scaled to the radius.
     generator : torch.Generator, optional
 
     Returns
@@ -156,8 +159,10 @@ def maximum_damage(
         ).mean(1)  # fmt: skip
 
     search = _ascend if method == "projected_gradient" else _lbfgs
-    chunk = max(1, ROWS // (restarts * samples))
-    found = _search(search, mean_distance, x, radius, steps, restarts, box, generator, chunk)
+    if directions is not None:
+        for given in directions:
+            checks.vectors("directions", given, like=x)
+    found = _search(search, mean_distance, x, radius, steps, restarts, box, generator, samples, directions)
     value = torch.stack([judge(slice(None), candidate, choosing) for candidate in found])
     delta = _best(found, value)
     return Attack(delta, judge(slice(None), delta, judging))
@@ -259,27 +264,31 @@ def _targeted(
 ) -> Attack:  # fmt: skip
     """Minimise a distance that depends on no noise."""
     radius = _prepare(x, radius, box, steps, restarts)
-    chunk = max(1, ROWS // restarts)
-    found = _search(_ascend, lambda points, d: -distance(points, d), x, radius, steps, restarts, box, generator, chunk)
+    found = _search(_ascend, lambda points, d: -distance(points, d), x, radius, steps, restarts, box, generator, 1)
     with torch.no_grad():
-        value = torch.cat([distance(points, found[:, points]) for points in slices(len(x), chunk)], dim=1)
+        parts = slices(len(x), max(1, ROWS // restarts))
+        value = torch.cat([distance(points, found[:, points]) for points in parts], dim=1)
     return Attack(_best(found, -value), value.min(0).values)
 
 
 def _search(
     search: Callable[[Objective, slice, Tensor, Tensor, Tensor | None, int], Tensor], objective: Objective,
-    x: Tensor, radius: Tensor, steps: int, restarts: int, box: bool, generator: torch.Generator | None, chunk: int,
+    x: Tensor, radius: Tensor, steps: int, restarts: int, box: bool, generator: torch.Generator | None, samples: int,
+    directions: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
-    """Run an optimiser from every start at every point, some points at a time; shape (restarts, n, d_x)."""
+    """Run an optimiser from every start at every point, some points at a time; shape (starts, n, d_x)."""
     # the same starts for every point, so that a point's result does not depend on the company it is in
     direction = torch.randn(restarts, 1, x.shape[1], generator=generator, dtype=x.dtype, device=x.device)
     length = torch.rand(restarts, 1, 1, generator=generator, dtype=x.dtype, device=x.device)
     length[0] = 1e-4  # not 0: there the gradient of a distance can vanish
-    start = direction / direction.norm(dim=-1, keepdim=True) * length
+    start = (direction / direction.norm(dim=-1, keepdim=True) * length).expand(-1, len(x), -1)
+    if directions is not None:
+        unit = directions / directions.norm(dim=-1, keepdim=True).clamp(min=1e-30)
+        start = torch.cat([start, unit.to(x)])
     found = []
-    for points in slices(len(x), chunk):
+    for points in slices(len(x), max(1, ROWS // (len(start) * samples))):
         inside = x[points] if box else None
-        begin = project(start * radius[points, None].to(x.dtype), radius[points], inside)
+        begin = project(start[:, points] * radius[points, None].to(x.dtype), radius[points], inside)
         found.append(search(objective, points, begin, radius[points], inside, steps))
     return torch.cat(found, dim=1)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from tqdm import tqdm
 from vaerobust import data, summaries
 from vaerobust.protocol import COMPANIONS, GRID, SEEDS, SUMMARISED, VARIANTS, Spec
 from vaerobust.training import Row, train
-from vaerobust.weights import SHIPPED, load_model
+from vaerobust.weights import SHIPPED, Trained, load_model
 
 
 @click.group()
@@ -52,7 +53,19 @@ def train_one(spec: Spec, folder: Path, threads: int, device: str, position: int
 
 
 MODELS = {"paper": GRID, "companions": COMPANIONS, "seeds": SEEDS, "variants": VARIANTS}
-CHOICE_BETAS = (0.1, 1.0, 5.0)
+ATTACKED = tuple(
+    spec
+    for spec in (*GRID, *COMPANIONS)
+    if (spec.dataset, spec.likelihood, spec.latents) == ("mnist", "bernoulli", Spec.latents)
+)
+"""The models of Figs. 5 (c) and 7 (b), the beta-TC-VAE among them."""
+KINDS: dict[str, tuple[tuple[Spec, ...], Callable[[Trained, data.Images], summaries.Summary]]] = {
+    "": (SUMMARISED, summaries.summarise),
+    "choices": (tuple(Spec("mnist", beta) for beta in (0.1, 1.0, 5.0)), summaries.compare_choices),
+    "attack": (ATTACKED, summaries.attack_all),
+    "sandwich": (GRID, summaries.both_sides),
+}
+"""By kind of summary, the models that have one, and what measures it."""
 
 
 @main.command("train")
@@ -100,27 +113,23 @@ def in_processes(runs: list[tuple[Any, ...]], jobs: int, what: str) -> None:
 @click.option("--folder", type=click.Path(path_type=Path), default=Path("_build/models"), show_default=True)
 @click.option("--summaries", "out", type=click.Path(path_type=Path), default=summaries.FOLDER, show_default=True)
 @click.option("--jobs", default=os.cpu_count() or 1, show_default=True, help="Models at a time.")
-@click.option("--only", default="", help="Only the models whose name contains this.")
+@click.option("--only", default="", help="Only the summaries whose file name contains this.")
 @click.option("--trained-only", is_flag=True, help="Leave out the models that would have to be trained first.")
 def study(folder: Path, out: Path, jobs: int, only: str, trained_only: bool) -> None:
-    """Measure the models of the seeds and choices chapter into summaries; trains those whose weights do not ship.
+    """Measure models into summaries, for the chapters that read these; trains those whose weights do not ship.
 
     A summary that is there is kept; delete it to measure anew.
     """
-    tasks = [(spec, False) for spec in SUMMARISED]
-    tasks += [(Spec("mnist", beta), True) for beta in CHOICE_BETAS]
-    tasks = [
-        (spec, choices)
-        for spec, choices in tasks
-        if only in spec.name and not summaries.path_of(spec, choices=choices, folder=out).exists()
-    ]
+    tasks = [(spec, kind) for kind, (specs, _) in KINDS.items() for spec in specs]
+    paths = {task: summaries.path_of(*task, folder=out) for task in tasks}
+    tasks = [task for task, path in paths.items() if only in path.stem and not path.exists()]
     missing = [spec for spec, _ in tasks if not weights_of(spec, folder)]
     if trained_only:
         tasks = [task for task in tasks if task[0] not in missing]
     elif missing:
         train_all(missing, folder, jobs)
     threads = threads_of_each(jobs)
-    in_processes([(measure_one, spec, choices, folder, out, threads) for spec, choices in tasks], jobs, "summaries")
+    in_processes([(measure_one, *task, folder, out, threads) for task in tasks], jobs, "summaries")
 
 
 def weights_of(spec: Spec, folder: Path) -> Path | None:
@@ -129,13 +138,12 @@ def weights_of(spec: Spec, folder: Path) -> Path | None:
     return next((path for path in paths if path.exists() and path.with_suffix(".json").exists()), None)
 
 
-def measure_one(spec: Spec, choices: bool, folder: Path, out: Path, threads: int) -> str:
+def measure_one(spec: Spec, kind: str, folder: Path, out: Path, threads: int) -> str:
     """Write the summary of one model, in a process of its own."""
     torch.set_num_threads(threads)
     logging.getLogger("vaerobust").setLevel(logging.ERROR)
     weights = weights_of(spec, folder)
     assert weights is not None  # trained before
-    measure = summaries.compare_choices if choices else summaries.summarise
-    path = summaries.path_of(spec, choices=choices, folder=out)
-    summaries.write(path, measure(load_model(weights), data.load(spec.dataset)))
+    path = summaries.path_of(spec, kind, folder=out)
+    summaries.write(path, KINDS[kind][1](load_model(weights), data.load(spec.dataset)))
     return path.stem

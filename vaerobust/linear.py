@@ -47,6 +47,10 @@ class LinearGaussianVAE:
         mu = x @ self.weight.T.to(x)
         return mu, torch.full_like(mu, self.sigma)
 
+    def mean_layers(self) -> list[tuple[Tensor, Tensor]]:
+        """Return the one layer of mu: A, and no bias."""
+        return [(self.weight, torch.zeros(self.latents, dtype=self.weight.dtype))]
+
     def decode(self, z: Tensor) -> Tensor:
         """Return W z, shape (n, d_x)."""
         return z @ self.decoder.T.to(z)

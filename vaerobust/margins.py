@@ -59,6 +59,8 @@ def attack_margin(
     perturb_sigma: bool = False,
     reference: str = "mean",
     method: str = "projected_gradient",
+    directions: Tensor | None = None,
+    warm_start: bool = False,
     seed: int = 0,
     confidence: float = 0.95,
 ) -> AttackMargin:
@@ -81,6 +83,10 @@ def attack_margin(
         away from g(mu(x)).
     judging_samples : int
         New samples in each test.
+    directions : Tensor, shape (k, n, d_x), optional
+        Further starting points of every attack, scaled to its radius.
+    warm_start : bool
+        Let each attack start also from the smallest perturbation that has broken r-robustness so far, scaled.
     seed : int
         Every radius meets the same noise; the last test meets new noise.
     confidence : float
@@ -111,11 +117,15 @@ def attack_margin(
 
     def attack(points: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
         """Attack the given points; return the perturbations and where they break r-robustness."""
-        delta = maximum_damage(
+        starts = [] if directions is None else [directions[:, points]]
+        if warm_start:
+            starts.append(delta[None, points])
+        found = maximum_damage(
             model, x[points], radius, steps=steps, restarts=restarts, samples=samples, box=box, method=method,
-            perturb_sigma=perturb_sigma, generator=torch.Generator(x.device).manual_seed(seed),
+            perturb_sigma=perturb_sigma, directions=torch.cat(starts) if starts else None,
+            generator=torch.Generator(x.device).manual_seed(seed),
         ).delta  # fmt: skip
-        return delta, torch.as_tensor(judge(points, delta, 1).high <= 0.5, device=x.device)
+        return found, torch.as_tensor(judge(points, found, 1).high <= 0.5, device=x.device)
 
     every = torch.arange(len(x), device=x.device)
     delta = torch.zeros_like(x)

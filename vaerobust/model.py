@@ -103,6 +103,11 @@ class VAE(nn.Module):
         shared = F.relu(self.encoder_shared(x))
         return self.encoder_mu(shared), self.scale(self.encoder_sigma(shared)) + self.tau
 
+    def mean_layers(self) -> list[tuple[Tensor, Tensor]]:
+        """Return weight and bias of each layer of mu; there is a ReLU between each two."""
+        layers = [self.encoder_shared, *(layer for layer in self.encoder_mu if isinstance(layer, nn.Linear))]
+        return [(layer.weight.detach(), layer.bias.detach()) for layer in layers]
+
     def decode(self, z: Tensor) -> Tensor:
         """Return g(z) = E[x|z], the mean of the likelihood (Section 2.1), shape (..., d_x)."""
         out = self.decoder(z)

@@ -1,0 +1,381 @@
+"""Certified lower bounds on the margin of Eq. 4: no higher-order term, and a stated probability of being wrong.
+
+Two facts are joined. A perturbation of norm R shifts the whitened mean by some u with (a . u)^2 <= R^2 a' W a, by
+:mod:`vaerobust.lipschitz`; nothing is random in that. And a shift by u leaves P(D <= r) above 1/2 as long as u is short
+enough, by what samples of the unperturbed model say about the set of noise that fails: its probability, as in the
+half-space lemma, and its first two moments along u, which the half-space lemma leaves unused.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from scipy import stats
+from torch import Tensor
+
+from vaerobust import checks
+from vaerobust.bounds import half_space_shift
+from vaerobust.criterion import ROWS, decode_all, slices
+from vaerobust.lipschitz import mean_layers, shift_metric
+from vaerobust.model import GaussianVAE
+
+TILTS = (0.0, 0.01, 0.03, 0.1, 0.3, 1.0)
+"""Weights of the encoder's metric, scaled to 1, against a moment of failure, in the joint bounds on both; the first
+moment enters squared and is an order of magnitude smaller."""
+SHARES = (0.03, 0.1, 0.3, 1.0, 3.0)
+BANDS = torch.cat([torch.zeros(1), torch.linspace(0.6, 1.0, 11)]).double()
+"""Edges between bands of directions, each with a safe shift of its own: how far the encoder moves along a direction at
+x, by how far it moves along the one where it moves furthest."""
+STEP, COARSE = 0.005, 5
+NODES = torch.arange(-8.0, 16.0, STEP, dtype=torch.float64)
+"""Of the integral in the moment lemma; every so many of them will do to find good multipliers."""
+LARGEST = 1e3
+"""No larger radius is certified, even of an encoder that is constant."""
+NEWTON, MARCH = 25, 40
+BARRIER = 1e-6
+"""Keeps the multipliers positive."""
+
+
+class Failures(NamedTuple):
+    """What samples say about the noise that fails, D(x) > r.
+
+    Attributes
+    ----------
+    number : Tensor, shape (n,)
+        How many of the samples fail.
+    first : Tensor, shape (n, d_z)
+        Mean over all samples of eta where it fails, and 0 where not.
+    second : Tensor, shape (n, d_z, d_z)
+        The same of eta eta'.
+    samples : int
+    """
+
+    number: Tensor
+    first: Tensor
+    second: Tensor
+    samples: int
+
+
+class Certificate(NamedTuple):
+    """Radii within which every perturbation leaves the VAE r-robust.
+
+    Attributes
+    ----------
+    radius : Tensor, shape (n,)
+        In input units; 0 where P(D(x) <= r) > 1/2 is not confirmed.
+    half_space : Tensor, shape (n,)
+        What the half-space lemma alone gives; never above ``radius``.
+    p_low : ndarray, shape (n,)
+        Lower confidence limit of P(D(x) <= r).
+    samples : int
+    confidence : float
+        That all of these are right, at each point by itself.
+    """
+
+    radius: Tensor
+    half_space: Tensor
+    p_low: np.ndarray
+    samples: int
+    confidence: float
+
+
+@torch.no_grad()
+def failures(
+    model: GaussianVAE,
+    x: Tensor,
+    radii: Sequence[float | Tensor],
+    *,
+    samples: int = 100_000,
+    generator: torch.Generator | None = None,
+) -> list[Failures]:
+    """Count the noise that takes D(x) beyond each of some r, and its first two moments.
+
+    Parameters
+    ----------
+    model : GaussianVAE
+    x : Tensor, shape (n, d_x)
+    radii : sequence of float or Tensor of shape (n,)
+        Values of r, >= 0, chosen with other samples; all are judged by the same samples.
+    samples : int
+        Draws of eta, the same for every point; any number, since only sums are kept.
+    generator : torch.Generator, optional
+
+    Returns
+    -------
+    list of Failures
+        One for each r.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument has the wrong shape or range.
+    """
+    checks.vectors("x", x)
+    checks.count("samples", samples)
+    r = torch.stack([checks.per_point("r", one, len(x), x) for one in radii], 1)
+    mu, sigma = model.encode(x)
+    centre = model.decode(mu)
+    width = mu.shape[1]
+    # one product makes all three sums: of 1, eta and eta eta'
+    total = torch.zeros(len(x), r.shape[1], 1 + width + width**2, dtype=torch.float64, device=x.device)
+    for draws in slices(samples, ROWS // 8):
+        eta = torch.randn(min(samples, draws.stop) - draws.start, width, generator=generator).to(x)
+        powers = torch.cat([torch.ones_like(eta[:, :1]), eta, (eta[:, :, None] * eta[:, None]).flatten(1)], 1)
+        for i in slices(len(x), max(1, ROWS // len(eta))):
+            d = (decode_all(model, mu[i, None] + sigma[i, None] * eta) - centre[i, None]).norm(dim=-1)
+            total[i] += ((d[:, None] > r[i, :, None]).to(x.dtype) @ powers).double()
+    count, first, second = total.split([1, width, width**2], dim=2)
+    return [
+        Failures(count[:, k, 0], first[:, k] / samples, second[:, k].unflatten(1, (width, width)) / samples, samples)
+        for k in range(r.shape[1])
+    ]
+
+
+def certified_margin(
+    model: GaussianVAE,
+    x: Tensor,
+    r: float | Tensor,
+    *,
+    samples: int = 100_000,
+    generator: torch.Generator | None = None,
+    confidence: float = 0.999,
+    refine: int = 6,
+) -> Certificate:
+    """Return a radius within which every perturbation leaves each point r-robust: P(D(x, delta) <= r) > 1/2.
+
+    Parameters
+    ----------
+    model : GaussianVAE
+        Its mean must be a ReLU network that ``mean_layers`` gives, of any number of layers.
+    x : Tensor, shape (n, d_x)
+    r : float or Tensor, shape (n,)
+        >= 0; chosen with other samples.
+    samples : int
+        Draws of eta that are judged.
+    generator : torch.Generator, optional
+        Where they come from.
+    confidence : float
+        1 - alpha, in (0, 1), at each point by itself. Only the samples are random.
+    refine : int
+        Steps that tighten the bound on the encoder; 0 is fastest.
+
+    Returns
+    -------
+    Certificate
+
+    Raises
+    ------
+    TypeError
+        If the encoder offers no ``mean_layers``, or ``x`` is no tensor of floating point numbers.
+    ValueError
+        If an argument has the wrong shape or range, or the layers are not those of the encoder.
+    """
+    checks.vectors("x", x)
+    mean_layers(model, x)  # an encoder that cannot be certified is an error before the samples are drawn
+    (found,) = failures(model, x, [r], samples=samples, generator=generator)
+    return certify(model, x, found, confidence=confidence, refine=refine)
+
+
+def certify(
+    model: GaussianVAE, x: Tensor, found: Failures, *, confidence: float = 0.999, refine: int = 6
+) -> Certificate:
+    """Return the certified margins that follow from samples already judged; see :func:`certified_margin`.
+
+    Parameters
+    ----------
+    model, x
+        Those that ``found`` was sampled from.
+    found : Failures
+        Of :func:`failures`.
+    confidence, refine
+        As in :func:`certified_margin`.
+
+    Returns
+    -------
+    Certificate
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`certified_margin`.
+    """
+    checks.probability("confidence", confidence)
+    layers = mean_layers(model, x)
+    with torch.no_grad():
+        sigma = model.encode(x)[1]
+    still = shift_metric(layers, sigma, x, 0.0)
+    limits = _Limits(found, still, 1 - confidence)
+    shifts = limits.safe_shifts()
+    alone = limits.half_space[:, None]
+
+    def allowed(at: Tensor, safe: Tensor, refine: int) -> Tensor:
+        return _allowed(still, shift_metric(layers, sigma, x, at, refine=refine), safe)
+
+    # W of a ball holds for smaller ones, so with R' the radius that W of radius R allows, min(R, R') is certified; R'
+    # falls as R grows, so the best lies between the two: look for it coarsely, then with a refined W
+    high = _allowed(still, still, shifts).clamp(max=LARGEST)
+    low = torch.zeros_like(high)
+    at = 0.8 * high
+    for steps in (0, 0, refine):
+        got = allowed(at, shifts, steps)
+        low = torch.maximum(low, torch.minimum(at, got))
+        high = torch.maximum(at, got)
+        # a ball too large for any sound W allows nothing; a quarter of it may do
+        at = (torch.maximum(torch.minimum(at, got), at / 4) * high).sqrt().clamp(max=LARGEST)
+    # the half-space lemma's own shift needs a smaller ball; W of the larger one says how small
+    at = torch.minimum(1.03 * allowed(low, alone, 0), low)
+    half_space = torch.minimum(at, allowed(at, alone, refine))
+    return Certificate(
+        torch.maximum(low, half_space).to(x), half_space.to(x), 1 - limits.mass.cpu().numpy(), found.samples, confidence
+    )
+
+
+def _allowed(still: Tensor, moving: Tensor, shifts: Tensor) -> Tensor:
+    """Return the radius at which some band's shift would reach its safe length."""
+    known = torch.isfinite(moving).all((1, 2))
+    moving = torch.where(known[:, None, None], moving, still)
+    top = torch.linalg.eigvalsh(still)[:, -1]
+    reach = torch.linalg.eigvalsh(moving)[:, -1]
+    if shifts.shape[1] == 1:
+        furthest = reach[:, None]
+    else:
+        # by a'Wa <= lambda_max(W - c W0) + c a'W0a, for any c
+        scaled = still / top.clamp(min=1e-300)[:, None, None]
+        weights = reach[:, None] * torch.tensor([0.0, 0.5, 0.8, 0.9, 1.0, 1.1, 1.3]).to(reach)
+        rest = torch.linalg.eigvalsh(moving[:, None] - weights[:, :, None, None] * scaled[:, None])[..., -1]
+        edges = torch.cat([BANDS[1:], BANDS[-1:]]).to(reach) ** 2
+        furthest = (rest[:, :, None] + weights[:, :, None] * edges).amin(1)
+    radius = shifts / furthest.clamp(min=1e-300).sqrt()
+    return torch.where(known, radius.amin(1), 0.0)
+
+
+class _Limits:
+    """Confidence limits on what fails, all of them at once with probability 1 - alpha.
+
+    The largest of a moment over directions is reached in one fixed direction, and the sample's largest is at least the
+    sample's value there: so one scalar inequality does, whatever the number of latents.
+    """
+
+    def __init__(self, found: Failures, still: Tensor, alpha: float) -> None:
+        self.found = found
+        share = alpha / 3
+        count = found.number.cpu().numpy()
+        high = stats.beta.isf(share, count + 1, np.maximum(found.samples - count, 1))
+        self.mass = torch.as_tensor(np.where(count == found.samples, 1.0, high)).to(still)
+        self.half_space = torch.as_tensor(half_space_shift(1 - self.mass.cpu().numpy())).to(still)
+        top = torch.linalg.eigvalsh(still)[:, -1]
+        self.metric = still / top.clamp(min=1e-300)[:, None, None]
+        nats = math.log(len(TILTS) / share)
+        edge = torch.as_tensor(stats.norm.isf(self.mass.cpu().numpy() / 2)).to(still)
+        # the lower tail of a mean of numbers >= 0, by their second moment: E 1_B t^4 <= E[t^4; |t| > edge]
+        density, tail = _density(edge), self.mass / 2
+        fourth = 2 * ((edge**3 + 3 * edge) * density + 3 * tail)
+        self.second_error = (2 * fourth * nats / found.samples).sqrt()
+        # and of signed ones, by their exponential moment; the second factor is E[t^2 exp(tilt |t|); |t| > edge]
+        square = 2 * (edge * density + tail)
+        tilt = (2 * nats / (found.samples * square)).sqrt()
+        lower = edge - tilt
+        moved = torch.special.ndtr(-lower)
+        tilted = (
+            2 * torch.exp(tilt**2 / 2)
+            * ((1 + tilt**2) * moved + (lower + 2 * tilt) * _density(lower))
+        )  # fmt: skip
+        self.first_error = nats / (found.samples * tilt) + tilt * tilted / 2
+
+    def safe_shifts(self) -> Tensor:
+        """Return the safe length of a shift along the directions of each band, shape (n, bands)."""
+        edges = BANDS.to(self.metric) ** 2
+        tilts = torch.tensor(TILTS).to(self.metric)
+        weighed = tilts[:, None, None] * self.metric[:, None]
+        second = torch.linalg.eigvalsh(self.found.second[:, None] + weighed)[..., -1] + self.second_error[:, None]
+        second = (second[:, :, None] - tilts[:, None] * edges).amin(1)
+        outer = self.found.first[:, :, None] * self.found.first[:, None, :]
+        options = []
+        for share in SHARES:  # (m + e)^2 <= (1 + share) m^2 + (1 + 1 / share) e^2
+            largest = torch.linalg.eigvalsh((1 + share) * outer[:, None] + 0.1 * weighed)[..., -1]
+            largest = largest + (1 + 1 / share) * self.first_error[:, None] ** 2
+            options.append(largest[:, :, None] - 0.1 * tilts[:, None] * edges)
+        first = torch.cat(options, 1).amin(1).clamp(min=0).sqrt()
+        mass = self.mass[:, None].expand_as(first)
+        return safe_shift(mass.flatten(), first.flatten(), second.clamp(min=0).flatten()).reshape(first.shape)
+
+
+def _density(t: Tensor) -> Tensor:
+    return torch.exp(-(t**2) / 2) / math.sqrt(2 * math.pi)
+
+
+def safe_shift(mass: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    """Return how far noise may be shifted along a direction before a set that fails can have probability 1/2.
+
+    Of the set B it is known that P(B) <= mass, and along the direction a that E[1_B a.eta] <= first and
+    E[1_B (a.eta)^2] <= second. By weak duality, for any multipliers l_k >= 0,
+
+        P(eta + t a in B) <= l_0 mass + l_1 first + l_2 second + int (phi(s - t) - (l_0 + l_1 s + l_2 s^2) phi(s))_+ ds.
+
+    Along the ray the half-space lemma bounds what happens between two lengths, so the length is found by marching:
+    from t one may go on by Phi^-1(1 - the bound at t). The first step, from 0, is the half-space lemma itself.
+
+    Parameters
+    ----------
+    mass, first, second : Tensor, shape (k,)
+        >= 0.
+
+    Returns
+    -------
+    Tensor, shape (k,)
+        0 where mass >= 1/2.
+    """
+    length = torch.as_tensor(half_space_shift(1 - mass.clamp(max=1).cpu().numpy())).to(mass)
+    moments = torch.stack([mass, first, second], 1)
+    multipliers = torch.stack([torch.exp(length * length / 2), *2 * [torch.full_like(length, 0.05)]], 1)
+    going = (length > 0) & (length < float(NODES[-1]) - 8)
+    for _ in range(MARCH):
+        if not going.any():
+            break
+        multipliers[going], bound = _fails_at_most(length[going], moments[going], multipliers[going])
+        step = torch.as_tensor(half_space_shift(1 - bound.clamp(max=1).cpu().numpy())).to(mass)
+        length[going] += step
+        going[going.clone()] = (step > 0.003) & (length[going] < float(NODES[-1]) - 8)
+    return length
+
+
+def _fails_at_most(length: Tensor, moments: Tensor, multipliers: Tensor) -> tuple[Tensor, Tensor]:
+    """Minimise the dual bound over the multipliers by Newton's method, smoothed; evaluate it as it stands."""
+    gain, base = _integrands(length, COARSE)
+    floor = gain.clamp(min=1e-290)
+
+    def smoothed(at: Tensor, width: float) -> tuple[Tensor, Tensor]:
+        margin = (1 - at @ base.T / floor) / width
+        value = (gain * width * torch.nn.functional.softplus(margin)).sum(1)
+        return (at * moments).sum(1) + value - BARRIER * at.log().sum(1), margin
+
+    at, damping = multipliers, torch.full_like(length, 1e-3)
+    for step in range(NEWTON):
+        width = max(0.3 * 0.7**step, 0.02)
+        value, margin = smoothed(at, width)
+        inside = torch.sigmoid(margin)
+        gradient = moments - inside @ base - BARRIER / at
+        curvature = inside * (1 - inside) / (width * floor)
+        hessian = torch.einsum("kt,ti,tj->kij", curvature, base, base) + torch.diag_embed(BARRIER / at**2)
+        # one or two roots of the integrand leave the curvature without full rank, so it is damped
+        move = -torch.linalg.solve(hessian + damping[:, None, None] * torch.eye(3).to(at), gradient)
+        trial = torch.maximum(at + move, 0.1 * at)
+        better = smoothed(trial, width)[0] < value
+        at = torch.where(better[:, None], trial, at)
+        damping = torch.where(better, damping / 4, damping * 6).clamp(1e-9, 1e3)
+    gain, base = _integrands(length, 1)
+    integral = (gain - at @ base.T).clamp(min=0).sum(1)
+    # the rule of the nodes errs by at most STEP^2 / 8 of the total variation of the integrand's slope
+    slack = STEP**2 / 8 * (2 + 2 * at[:, 0] + 2 * at[:, 1] + 4 * at[:, 2])
+    return at, (at * moments).sum(1) + integral + slack
+
+
+def _integrands(length: Tensor, every: int) -> tuple[Tensor, Tensor]:
+    """Return the shifted density (k, nodes) and the density times each power (nodes, 3), times the nodes' distance."""
+    nodes = NODES[::every].to(length)
+    powers = torch.stack([torch.ones_like(nodes), nodes, nodes**2], 1)
+    return every * STEP * _density(nodes - length[:, None]), every * STEP * _density(nodes)[:, None] * powers
