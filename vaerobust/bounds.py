@@ -13,6 +13,7 @@ from torch.func import jacfwd, jacrev, vmap
 
 from vaerobust import checks
 from vaerobust.criterion import Robustness, decode_all, distances, normal, probability_of_robustness, slices
+from vaerobust.lipschitz import mean_layers
 from vaerobust.model import GaussianVAE
 
 POINTS = 512
@@ -145,15 +146,53 @@ def jacobian_norms(model: GaussianVAE, x: Tensor) -> JacobianNorms:
     TypeError, ValueError
         If ``x`` is not a finite float tensor of shape (n, d_x).
     """
+    gram = encoder_gram(model, x)
+    return JacobianNorms(gram.diagonal(dim1=1, dim2=2).sum(1).sqrt(), _spectral(gram))
+
+
+@torch.no_grad()
+def encoder_gram(model: GaussianVAE, x: Tensor) -> Tensor:
+    """Return J J' of the encoder's Jacobian at each of any number of points, shape (n, d_z, d_z).
+
+    Its eigenvalues are the squared singular values of J. A ReLU encoder that offers ``mean_layers`` (see
+    :func:`vaerobust.lipschitz.mean_layers`) needs no Jacobian for it: with P the product of all layers but the first,
+    as they are switched at the point, it is P (W_1 W_1') P', which has no dimension as large as d_x.
+
+    Parameters
+    ----------
+    model : GaussianVAE
+    x : Tensor, shape (n, d_x)
+
+    Returns
+    -------
+    Tensor, shape (n, d_z, d_z)
+
+    Raises
+    ------
+    TypeError, ValueError
+        If ``x`` is not a finite float tensor of shape (n, d_x), or layers that are offered are not the encoder's.
+    """
     checks.vectors("x", x)
-    norms = [_norms(encoder_jacobian(model, x[i])) for i in slices(len(x), POINTS)]
-    return JacobianNorms(*(torch.cat(parts) for parts in zip(*norms, strict=True)))
+    if not hasattr(model, "mean_layers"):
+        jacobians = (encoder_jacobian(model, x[i]) for i in slices(len(x), POINTS))
+        return torch.cat([jacobian @ jacobian.mT for jacobian in jacobians])
+    (first, bias), *rest = [(weight.to(x), bias.to(x)) for weight, bias in mean_layers(model, x)]
+    inner = first @ first.T
+    grams = []
+    for i in slices(len(x), POINTS):
+        activations = [x[i] @ first.T + bias]
+        for weight, shift in rest[:-1]:
+            activations.append(torch.relu(activations[-1]) @ weight.T + shift)
+        product = torch.eye(len(inner)).to(x).expand(1, -1, -1) if not rest else rest[-1][0]
+        for k in reversed(range(len(rest))):
+            product = product * (activations[k] > 0)[:, None]
+            product = product @ rest[k - 1][0] if k else product
+        grams.append((product @ inner @ product.mT).expand(len(x[i]), -1, -1))
+    return torch.cat(grams)
 
 
-def _norms(jacobian: Tensor) -> tuple[Tensor, Tensor]:
-    # the small d_z x d_z Gram matrix has the squared singular values of J as its eigenvalues
-    gram = jacobian @ jacobian.mT
-    return jacobian.flatten(1).norm(dim=1), torch.linalg.eigvalsh(gram)[:, -1].clamp(min=0).sqrt()
+def _spectral(gram: Tensor) -> Tensor:
+    return torch.linalg.eigvalsh(gram)[:, -1].clamp(min=0).sqrt()
 
 
 def half_space_shift(probability: np.ndarray | float) -> np.ndarray:
@@ -243,14 +282,10 @@ def first_order_radii(model: GaussianVAE, x: Tensor, probability: float | np.nda
     shift = torch.as_tensor(half_space_shift(probability), dtype=x.dtype, device=x.device)
     sigma = model.encode(x)[1]
     least = sigma.min(dim=1).values
-    parts = []
-    for i in slices(len(x), POINTS):
-        jacobian = encoder_jacobian(model, x[i])
-        frobenius, spectral = _norms(jacobian)
-        parts.append(
-            torch.stack([least[i] / frobenius, least[i] / spectral, 1 / _norms(jacobian / sigma[i, :, None])[1]])
-        )
-    radii = torch.cat(parts, 1) * shift
+    gram = encoder_gram(model, x)
+    whitened = _spectral(gram / (sigma[:, :, None] * sigma[:, None, :]))
+    frobenius = gram.diagonal(dim1=1, dim2=2).sum(1).sqrt()
+    radii = torch.stack([least / frobenius, least / _spectral(gram), 1 / whitened]) * shift
     return FirstOrderRadii(*torch.where(shift > 0, radii, 0.0))
 
 
