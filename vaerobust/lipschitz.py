@@ -78,6 +78,15 @@ def _forward(layers: Layers, x: Tensor) -> Tensor:
     return x
 
 
+class _Solution(NamedTuple):
+    """F G^-1 F', whether it is sound, and what it was made from: the root of G, and root^-1 F'."""
+
+    metric: Tensor
+    sound: Tensor
+    root: Tensor
+    half: Tensor
+
+
 @torch.no_grad()
 def shift_metric(
     layers: Layers, scale: Tensor, x: Tensor, radius: float | Tensor, *, refine: int = 0
@@ -186,56 +195,56 @@ def _metric(relaxation: _Relaxation, refine: int) -> Tensor:
     least = torch.full_like(best[:, 0, 0], torch.inf)
     chosen = start
 
-    def keep(metric: Tensor, sound: Tensor, multipliers: list[Tensor]) -> Tensor:
+    def keep(solution: _Solution, multipliers: list[Tensor]) -> None:
         nonlocal best, least, chosen
+        metric, sound = solution.metric, solution.sound
         top = torch.linalg.eigvalsh(torch.where(sound[:, None, None], metric, torch.eye(width).to(metric)))[:, -1]
-        better = sound & (top.detach() < least)
-        best = torch.where(better[:, None, None], metric.detach(), best)
-        least = torch.where(better, top.detach(), least)
-        chosen = [
-            torch.where(better[:, None], new.detach(), old) for new, old in zip(multipliers, chosen, strict=True)
-        ]  # fmt: skip
-        return top
+        better = sound & (top < least)
+        best = torch.where(better[:, None, None], metric, best)
+        least = torch.where(better, top, least)
+        chosen = [torch.where(better[:, None], new, old) for new, old in zip(multipliers, chosen, strict=True)]
 
     for factor in FACTORS if start else (1.0,):
         multipliers = [factor * part for part in start]
-        keep(*_solve(relaxation, multipliers), multipliers)
+        keep(_solve(relaxation, multipliers), multipliers)
     if not refine or not start:
         return best
     # the descent is in single precision, twice as fast; what it finds is judged in double precision
     single = _Relaxation([rows.float() for rows in relaxation.constraints], relaxation.change.float(), [])
-    logs = [part.float().log().requires_grad_() for part in chosen]
-    record = least.float()
+    logs = [part.float().log() for part in chosen]
     adam = torch.optim.Adam(logs, lr=0.3)
+    record = least.float()
     for _ in range(refine):
-        with torch.enable_grad():
-            multipliers = [part.exp() for part in logs]
-            metric, sound = _solve(single, multipliers)
-            top = torch.linalg.eigvalsh(torch.where(sound[:, None, None], metric, torch.eye(width).to(metric)))[:, -1]
-            better = sound & (top.detach() < record)
-            record = torch.where(better, top.detach(), record)
-            chosen = [
-                torch.where(better[:, None], new.detach().double(), old)
-                for new, old in zip(multipliers, chosen, strict=True)
-            ]  # fmt: skip
-            adam.zero_grad()
-            torch.where(sound, top.log(), torch.zeros_like(top)).sum().backward()
-        for part in logs:
-            part.grad = torch.nan_to_num(part.grad) if part.grad is not None else None
+        metric, sound, root, half = _solve(single, [part.exp() for part in logs])
+        values, vectors = torch.linalg.eigh(torch.where(sound[:, None, None], metric, torch.eye(width).to(metric)))
+        top = values[:, -1]
+        better = sound & (top < record)
+        record = torch.where(better, top, record)
+        chosen = [
+            torch.where(better[:, None], part.exp().double(), old) for part, old in zip(logs, chosen, strict=True)
+        ]  # fmt: skip
+        # y = G^-1 F' a with a the top eigenvector: the slope of a' F G^-1 F' a in B is (A y)^2 - z^2, z that part of y
+        y = torch.linalg.solve_triangular(root.mT, half @ vectors[:, :, -1:], upper=True)
+        at = y.shape[1] - sum(part.shape[1] for part in logs)
+        for part, rows in zip(logs, single.constraints, strict=True):
+            slope = (rows @ y[:, : rows.shape[2]]).square() - y[:, at : at + part.shape[1]].square()
+            slope = part.exp() * slope[..., 0] / top[:, None]
+            part.grad = torch.where(sound[:, None], slope, 0.0).nan_to_num()
+            at += part.shape[1]
         adam.step()
-    keep(*_solve(relaxation, chosen), chosen)
+    keep(_solve(relaxation, chosen), chosen)
     return best
 
 
-def _solve(relaxation: _Relaxation, multipliers: list[Tensor]) -> tuple[Tensor, Tensor]:
+def _solve(relaxation: _Relaxation, multipliers: list[Tensor]) -> _Solution:
     """Return F G^-1 F', and where G is positive definite, without which it means nothing."""
     change = relaxation.change
     free = change.shape[2] - sum(part.shape[1] for part in multipliers)
     matrix = torch.diag_embed(torch.cat([torch.ones_like(change[:, 0, :free]), *multipliers], 1))
     for rows, part in zip(relaxation.constraints, multipliers, strict=True):
-        missing = change.shape[2] - rows.shape[2]
-        matrix = matrix - torch.nn.functional.pad(rows.mT @ (part[:, :, None] * rows), (0, missing, 0, missing))
-    factor, failed = torch.linalg.cholesky_ex(matrix)
-    half = torch.linalg.solve_triangular(factor, change.mT, upper=False)
+        width = rows.shape[2]
+        matrix[:, :width, :width] -= rows.mT @ (part[:, :, None] * rows)
+    root, failed = torch.linalg.cholesky_ex(matrix)
+    half = torch.linalg.solve_triangular(root, change.mT, upper=False)
     metric = half.mT @ half
-    return metric, (failed == 0) & torch.isfinite(metric).all((1, 2))
+    return _Solution(metric, (failed == 0) & torch.isfinite(metric).all((1, 2)), root, half)
