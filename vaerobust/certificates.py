@@ -19,7 +19,7 @@ from torch import Tensor
 
 from vaerobust import checks
 from vaerobust.bounds import half_space_shift
-from vaerobust.criterion import ROWS, decode_all, slices
+from vaerobust.criterion import ROWS, decode_all, normal, slices
 from vaerobust.lipschitz import mean_layers, shift_metric
 from vaerobust.model import GaussianVAE
 
@@ -123,7 +123,7 @@ def failures(
     # one product makes all three sums: of 1, eta and eta eta'
     total = torch.zeros(len(x), r.shape[1], 1 + width + width**2, dtype=torch.float64, device=x.device)
     for draws in slices(samples, ROWS // 8):
-        eta = torch.randn(min(samples, draws.stop) - draws.start, width, generator=generator).to(x)
+        eta = normal(draws.stop - draws.start, mu, generator)
         powers = torch.cat([torch.ones_like(eta[:, :1]), eta, (eta[:, :, None] * eta[:, None]).flatten(1)], 1)
         for i in slices(len(x), max(1, ROWS // len(eta))):
             d = (decode_all(model, mu[i, None] + sigma[i, None] * eta) - centre[i, None]).norm(dim=-1)
