@@ -14,7 +14,8 @@ from conftest import DOUBLE, random_vae, seeded, uniform
 
 from vaerobust import commands, data, summaries
 from vaerobust.bounds import theorem_1
-from vaerobust.protocol import BETAS, COMPANIONS, GRID, HEADLINES, SEEDS, SUMMARISED, Spec
+from vaerobust.criterion import log_likelihood
+from vaerobust.protocol import BETAS, COMPANIONS, GRID, HEADLINES, SEEDS, SUMMARISED, TAUS, VARIANTS, Spec
 from vaerobust.summaries import CHOICES, Choice, summary
 from vaerobust.training import train
 from vaerobust.weights import SHIPPED, Trained, load_model, pretrained
@@ -35,8 +36,16 @@ def test_the_models_are_those_that_the_trends_need():
         fashion = [spec.seed for spec in (*HEADLINES, *SEEDS) if (spec.dataset, spec.beta) == ("fashion-mnist", beta)]
         assert len(set(fashion)) >= 3
     assert set(HEADLINES) <= set(GRID)
-    names = [spec.name for spec in (*GRID, *COMPANIONS, *SEEDS)]
+    names = [spec.name for spec in (*GRID, *COMPANIONS, *SEEDS, *VARIANTS)]
     assert len(set(names)) == len(names)
+    for other in ({"likelihood": "gaussian"}, {"likelihood": "continuous_bernoulli"}, {"scale": "exp"}):
+        betas = {s.beta for s in (*COMPANIONS, *VARIANTS) if other.items() <= asdict(s).items()}
+        assert {0.1, 5.0} <= betas
+    attacked, _ = commands.KINDS["attack"]
+    assert {(s.beta, s.tau) for s in attacked if s.objective == "beta"} == {(b, 0) for b in BETAS} | {
+        (1, tau) for tau in TAUS
+    }
+    assert [s.beta for s in attacked if s.objective == "beta-tc"] == [5.0]
 
 
 @pytest.mark.parametrize("spec", SUMMARISED, ids=lambda spec: spec.name)
@@ -58,8 +67,36 @@ def test_a_summary_is_there_and_of_the_full_protocol(spec):
 
 def test_nothing_else_is_kept():
     kept = {path.name for path in summaries.FOLDER.iterdir()}
-    expected = {f"{spec.name}.json" for spec in SUMMARISED}
-    assert kept == expected | {f"{Spec('mnist', beta).name}.choices.json" for beta in commands.CHOICE_BETAS}
+    expected = {summaries.path_of(spec, kind).name for kind, (specs, _) in commands.KINDS.items() for spec in specs}
+    assert kept == expected
+
+
+@pytest.mark.parametrize("spec", commands.KINDS["attack"][0], ids=lambda spec: spec.name)
+def test_all_images_were_attacked(spec):
+    one = summary(spec, "attack")
+    assert Spec(**one["spec"]) == spec
+    assert one["weights_sha256"] == hashlib.sha256((SHIPPED / f"{spec.name}.safetensors").read_bytes()).hexdigest()
+    assert one["attack"] == summaries.QUICK
+    assert one["all"]["images"] == one["data"]["images"] == 10_000
+    assert one["first"]["images"] == summaries.AGAIN
+    for part in (one["all"], one["first"]):
+        means = [part[f"{limit:g}"]["mean"] for limit in (0.0, *summaries.ALL_LIMITS)]
+        assert means == sorted(means, reverse=True)
+        for limit in summaries.ALL_LIMITS:  # the first images are a sample of all; 5 standard errors for 10 models
+            error = one["all"][f"{limit:g}"]["std"] / summaries.AGAIN**0.5
+            assert abs(one["first"][f"{limit:g}"]["mean"] - one["all"][f"{limit:g}"]["mean"]) < 5 * error
+
+
+@pytest.mark.parametrize("spec", [commands.KINDS["attack"][0][k] for k in (0, -1)], ids=lambda spec: spec.name)
+def test_attacks_are_had_again(spec):
+    """On the first images alone, which the shipped sample has too."""
+    stored, x = summary(spec, "attack")["first"], data.load("mnist").pixels[: summaries.AGAIN]
+    again = summaries.damage(
+        pretrained("mnist", spec.beta, objective=spec.objective).vae, x, (1.0,), attack=summaries.QUICK, own_noise=True
+    )
+    assert again["wrong"] == pytest.approx(stored["wrong"], rel=1e-3)
+    assert again["0"]["mean"] == pytest.approx(stored["0"]["mean"], rel=1e-3)
+    assert again["1"]["mean"] == pytest.approx(stored["1"]["mean"], rel=0.03)  # another processor, another ascent
 
 
 @pytest.mark.parametrize("spec", [HEADLINES[1], HEADLINES[5]], ids=lambda spec: spec.name)
@@ -86,9 +123,11 @@ def test_every_choice_is_measured_and_changes_one_thing():
     for name, choice in CHOICES.items():
         changed = {field for field, value in asdict(choice).items() if value != base[field]}
         assert len(changed) == (0 if name == "as everywhere" else 3 if name == "stronger attack" else 1)
-    for beta in commands.CHOICE_BETAS:
-        assert beta in BETAS
-        measured = summary(Spec("mnist", beta), choices=True)["choices"]
+    specs, _ = commands.KINDS["choices"]
+    assert {spec.beta for spec in specs} == {0.1, 1.0, 5.0}
+    for spec in specs:
+        assert spec in GRID
+        measured = summary(spec, "choices")["choices"]
         assert set(measured) == set(CHOICES)
         for name, lists in measured.items():
             assert len({len(values) for values in lists.values()}) == 1
@@ -127,6 +166,22 @@ def test_damage_is_none_without_a_perturbation_and_grows():
     assert found["images"] == 20
 
 
+def test_with_noise_of_its_own_an_image_has_what_common_noise_says_in_the_mean():
+    """Two estimates of one mean over eta: few draws an image over many images, many draws for each."""
+    vae, x = random_vae(784, 16, 3, gain=1.0), uniform(60, 784)
+    own = summaries.explained(vae, x, torch.zeros_like(x), draws=400)
+    common = log_likelihood(vae, x, samples=4000, generator=seeded(1))
+    mu, sigma = vae.encode(x)
+    z = mu[:, None] + sigma[:, None] * torch.randn(60, 200, 3, generator=seeded(2), dtype=x.dtype)
+    spread = vae.log_likelihood(x[:, None], z)
+    error = spread.std(1) * (1 / 400 + 1 / 4000) ** 0.5
+    assert ((own - common).abs() < 5 * error).all()
+    alone = summaries.explained(vae, x[:16], torch.zeros_like(x[:16]), draws=400)
+    assert alone.tolist() == pytest.approx(own[:16].tolist(), rel=1e-6)
+    repeated = summaries.explained(vae, x[:1].repeat(50, 1), torch.zeros(50, 784, dtype=x.dtype), draws=1)
+    assert len(repeated.unique()) == 50
+
+
 def test_rounding_keeps_five_digits_and_everything_else():
     value = {"a": [1.23456789, 2], "b": {"c": True, "d": "x"}, "e": 123456.789, "f": None}
     assert summaries.rounded(value) == {"a": [1.2346, 2], "b": {"c": True, "d": "x"}, "e": 123460.0, "f": None}
@@ -146,12 +201,10 @@ def test_the_study_trains_what_is_missing_and_keeps_what_is_there(fake_images, t
     """In this process and with one model: the command's own work is the choice of what to do."""
     splits = fake_images(200, "train"), fake_images(60, "test")
     specs, trained = (TINY, replace(TINY, seed=1)), []
-    monkeypatch.setattr(commands, "SUMMARISED", specs)
-    monkeypatch.setattr(commands, "CHOICE_BETAS", ())
+    monkeypatch.setattr(commands, "KINDS", {"": (specs, brief), "other": (specs[:1], brief)})
     monkeypatch.setattr(commands.data, "load", lambda dataset, split="test": splits[split == "test"])
     monkeypatch.setattr(commands, "ProcessPoolExecutor", Here)
     monkeypatch.setattr(commands, "as_completed", list)
-    monkeypatch.setattr(commands.summaries, "summarise", brief)
 
     def train_all(missing, folder, jobs):
         trained.extend(missing)
@@ -161,11 +214,13 @@ def test_the_study_trains_what_is_missing_and_keeps_what_is_there(fake_images, t
     monkeypatch.setattr(commands, "train_all", train_all)
     train(TINY, *splits, tmp_path / "models")
     arguments = ["study", "--folder", str(tmp_path / "models"), "--summaries", str(tmp_path / "out"), "--jobs", "1"]
-    for flags, files in ((["--trained-only"], 1), ([], 2), ([], 2)):
+    flagged = ((["--trained-only", "--only", ".other"], 1), (["--trained-only"], 2), ([], 3), ([], 3))
+    for flags, files in flagged:
         done = CliRunner().invoke(commands.main, [*arguments, *flags], catch_exceptions=False)
         assert done.exit_code == 0
         assert len(list((tmp_path / "out").iterdir())) == files
     assert trained == [specs[1]]
+    assert summary(TINY, "other", folder=tmp_path / "out")["spec"] == asdict(TINY)
     for spec in specs:
         one = summary(spec, folder=tmp_path / "out")
         assert (
