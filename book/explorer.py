@@ -41,11 +41,11 @@ CONFIDENCE = 0.95
 """Of the intervals of P(D <= r)."""
 BOUNDS = {
     "theorem 1": ("Theorem 1", "first-order bound", "^"),
-    "certified": ("Certified", "certified margin", "s"),
-    "attack": ("Attack", "upper bound", "D"),
-    "random": ("Random", "random-direction radius", "o"),
+    "certified": ("certificate", "lower bound", "s"),
+    "attack": ("attack", "upper bound", "D"),
+    "random": ("random directions", "radius, no bound", "o"),
 }
-"""By column of a summary: name, what kind of number it is, and marker."""
+"""By column of a summary: where the number comes from, what kind of number it is, and its marker."""
 RADII = ("own", "fixed")
 CLASSES = {
     "mnist": [f"digit {digit}" for digit in range(10)],
@@ -56,8 +56,7 @@ CLASSES = {
 TITLES = {"mnist": "MNIST", "fashion-mnist": "fashion-MNIST"}
 STATIC = Spec("mnist", 1.0)
 """The model of the picture, if it is there."""
-STATIC_SIZE = 1.0
-"""Size of its perturbation, in units of the attack margin."""
+STATIC_RADIUS = "fixed"
 STATIC_SAMPLES = 400
 
 
@@ -100,7 +99,7 @@ def exhibits(folder: Path = summaries.FOLDER) -> list[Exhibit]:
     return found
 
 
-def write(out: Path, folder: Path = summaries.FOLDER) -> str:
+def write(out: Path, folder: Path = summaries.FOLDER) -> None:
     """Write everything into a folder, which is made.
 
     Parameters
@@ -108,11 +107,6 @@ def write(out: Path, folder: Path = summaries.FOLDER) -> str:
     out : path
     folder : path
         Of the summaries.
-
-    Returns
-    -------
-    str
-        The alternative text of the picture.
 
     Raises
     ------
@@ -130,22 +124,22 @@ def write(out: Path, folder: Path = summaries.FOLDER) -> str:
         (out / f"{exhibit.spec.name}.bin").write_bytes(content)
         models.append(model_entry(exhibit, kept, content))
     datasets = {name: data.load(name).first(kept) for name in data.DATASETS}
+    example = next((exhibit for exhibit in shown if exhibit.spec == STATIC), shown[0])
+    figure, alt = picture(example, datasets[example.spec.dataset].pixels[:1])
+    figure.savefig(out / "figure.png", dpi=160, facecolor="white")
+    plt.close(figure)
     index = {
+        "alt": alt,
         "kept": kept,
         "sizes": SIZES,
         "confidence": CONFIDENCE,
-        "certificates": inspect.signature(sandwich).parameters["confidence"].default,
+        "certified with confidence": inspect.signature(sandwich).parameters["confidence"].default,
         "bounds": {column: {"name": name, "kind": kind} for column, (name, kind, _) in BOUNDS.items()},
         "datasets": {name: dataset_entry(images) for name, images in datasets.items()},
         "tensors": tensors(shown[0], kept),
         "models": models,
     }
     (out / "index.json").write_text(json.dumps(index, allow_nan=False) + "\n")
-    example = next((exhibit for exhibit in shown if exhibit.spec == STATIC), shown[0])
-    figure, alt = picture(example, datasets[example.spec.dataset].pixels[:1])
-    figure.savefig(out / "figure.png", dpi=160, facecolor="white")
-    plt.close(figure)
-    return alt
 
 
 def parts(exhibit: Exhibit, kept: int) -> Iterator[tuple[str, Tensor]]:
@@ -217,9 +211,9 @@ def picture(exhibit: Exhibit, x: Tensor) -> tuple[Figure, str]:
     alt : str
         What it shows, from the same numbers.
     """
-    vae, bounds = exhibit.trained.vae, {name: column[0] for name, column in exhibit.bounds["own"].items()}
-    r, size = bounds["r"], STATIC_SIZE * bounds["attack"]
-    direction = exhibit.deltas["own"][:1].float()
+    vae, bounds = exhibit.trained.vae, {name: column[0] for name, column in exhibit.bounds[STATIC_RADIUS].items()}
+    r, size = bounds["r"], bounds["attack"]
+    direction = exhibit.deltas[STATIC_RADIUS][:1].float()
     delta = size * direction / direction.norm().clamp(min=1e-12)
     generators = [torch.Generator().manual_seed(7) for _ in range(2)]  # one noise for both
     clean = distances(vae, x, samples=STATIC_SAMPLES, generator=generators[0])
@@ -232,19 +226,23 @@ def picture(exhibit: Exhibit, x: Tensor) -> tuple[Figure, str]:
             "before": vae.decode(vae.encode(x)[0]), "after": vae.decode(vae.encode(x + delta)[0]),
         }  # fmt: skip
     figures.set_style()
-    figure, axes = plt.subplot_mosaic([list(images), ["D"] * 4, ["size"] * 4], figsize=(7, 6.4), height_ratios=[3, 4, 3])
+    figure, axes = plt.subplot_mosaic(
+        [list(images), ["D"] * 4, ["size"] * 4], figsize=(7, 6.4), height_ratios=[3, 4, 3]
+    )
     for name, image in images.items():
         draw_image(axes[name], image[0], name)
     draw_distances(axes["D"], clean[0].numpy(), moved[0].numpy(), r)
-    axes["D"].set_title(f"P(D ≤ r) = {probability:.2f}, 95 % interval [{low:.2f}, {high:.2f}]", fontsize=10, loc="left")
+    axes["D"].set_title(
+        f"P(D ≤ r) = {probability:.2f}, {CONFIDENCE:.0%} interval [{low:.2f}, {high:.2f}]", fontsize=10, loc="left"
+    )
     draw_bounds(axes["size"], bounds, size)
-    listed = "; ".join(f"{kind}, {bounds[column]:.2g}" for column, (_, kind, _) in BOUNDS.items())
+    listed = "; ".join(f"{name} ({kind}), {bounds[column]:.2g}" for column, (name, kind, _) in BOUNDS.items())
     alt = (
         f"Four images, a histogram and an axis. The first test image of {TITLES[exhibit.spec.dataset]} and the same"
         f" perturbed by the attack with size {size:.2g}; the reconstructions of both by the VAE with beta"
         f" {exhibit.spec.beta:g} and tau {exhibit.spec.tau:g}. {STATIC_SAMPLES} sampled distances D, from"
         f" {float(moved.min()):.2f} to {float(moved.max()):.2f} with the perturbation and from {float(clean.min()):.2f}"
-        f" to {float(clean.max()):.2f} without; r is {r:.2f}, and {probability:.0%} lie within it, where there were"
+        f" to {float(clean.max()):.2f} without; r is {r:.3g}, and {probability:.0%} lie within it, where there were"
         f" {float((clean <= r).float().mean()):.0%} without. Below, on an axis of sizes: {listed}."
     )
     return figure, alt
@@ -277,11 +275,18 @@ def draw_distances(axes: Axes, clean: np.ndarray, moved: np.ndarray, r: float) -
             label=label,
         )  # fmt: skip
     axes.hist(
-        np.minimum(clean, edges[-2:].mean()), edges, weights=weights, histtype="step", color="0.3", label="no perturbation"
+        np.minimum(clean, edges[-2:].mean()),
+        edges,
+        weights=weights,
+        histtype="step",
+        color="0.3",
+        label="no perturbation",
     )
     axes.axvline(r, color="black", linestyle="--")
-    axes.annotate(f"r = {r:.2f}", (r, 1), xycoords=("data", "axes fraction"), xytext=(4, -10), textcoords="offset points")
-    axes.set(xlabel="distance $D(x, \\delta)$ (pixel values, 2-norm)", ylabel="share of samples")
+    axes.annotate(
+        f"r = {r:.3g}", (r, 1), xycoords=("data", "axes fraction"), xytext=(4, -10), textcoords="offset points"
+    )
+    axes.set(xlabel="distance $D(x, \\delta)$ (pixel values, 2-norm)", ylabel="share of samples", xlim=(0, 3 * r))
     axes.legend(loc="upper right", fontsize=9)
 
 
@@ -289,14 +294,14 @@ def draw_bounds(axes: Axes, bounds: dict[str, float], size: float) -> None:
     """Draw the bounds on the axis of sizes, one a row, and the size that is shown."""
     for row, (column, (name, kind, marker)) in enumerate(BOUNDS.items()):
         value = bounds[column]
-        axes.plot(value, -row, marker, color=f"C{row}", markersize=8, clip_on=False)
-        label = f"{name}: {value:.2g}, {kind}" if name != "Random" else f"{value:.2g}, {kind}"
+        axes.plot(value, -row, marker, color="0.2", markersize=8, clip_on=False)
+        label = f"{name}: {value:.2g} ({kind})"
         left = position(value) > 0.5
         axes.annotate(
             label, (value, -row), xytext=(-8 if left else 8, 0), textcoords="offset points", va="center",
-            ha="right" if left else "left", fontsize=9,
+            ha="right" if left else "left", fontsize=9, bbox={"color": "white", "pad": 1},
         )  # fmt: skip
-    axes.axvline(size, color="black", linestyle="--", linewidth=1)
+    axes.axvline(size, color="black", linestyle="--", linewidth=1, zorder=0)
     axes.set_xscale("function", functions=(position, size_at))
     ticks = [0, 0.01, 0.1, 1, 10]
     axes.set(

@@ -2,7 +2,7 @@
 
 import { normals } from "./statistics.js";
 
-export const SAMPLES = 400;
+export const SAMPLES = 300;
 const SEEDS = { eta: 1, nu: 2 };
 
 /** Noise of the encoder and directions of Algorithm 2, one of each a sample; the same for every image and model. */
