@@ -41,9 +41,9 @@ CONFIDENCE = 0.95
 """Of the intervals of P(D <= r)."""
 BOUNDS = {
     "theorem 1": ("Theorem 1", "first-order bound", "^"),
-    "certified": ("certificate", "lower bound", "s"),
+    "certified": ("certified", "lower bound", "s"),
     "attack": ("attack", "upper bound", "D"),
-    "random": ("random directions", "radius, no bound", "o"),
+    "random": ("random-direction radius", "no bound", "o"),
 }
 """By column of a summary: where the number comes from, what kind of number it is, and its marker."""
 RADII = ("own", "fixed")
@@ -265,8 +265,9 @@ def draw_image(axes: Axes, image: Tensor, name: str) -> None:
 
 def draw_distances(axes: Axes, clean: np.ndarray, moved: np.ndarray, r: float) -> None:
     """Draw the distribution of D with and without the perturbation; r lies between two bins."""
-    edges = np.linspace(0, 3 * r, 46)
-    shown = np.minimum(moved, edges[-2:].mean())  # what lies beyond is in the last bin
+    edges = np.linspace(0, 3 * r, 46).tolist()
+    last = (edges[-1] + edges[-2]) / 2
+    shown = np.minimum(moved, last)  # what lies beyond is in the last bin
     weights = np.full(len(moved), 1 / len(moved))
     (inside, outside), styles = (shown <= r, shown > r), (("C0", ""), ("C3", "////"))
     for part, (colour, hatch), label in zip((inside, outside), styles, ("$D \\leq r$", "$D > r$"), strict=True):
@@ -275,7 +276,7 @@ def draw_distances(axes: Axes, clean: np.ndarray, moved: np.ndarray, r: float) -
             label=label,
         )  # fmt: skip
     axes.hist(
-        np.minimum(clean, edges[-2:].mean()),
+        np.minimum(clean, last),
         edges,
         weights=weights,
         histtype="step",

@@ -3,7 +3,7 @@
 const SVG = "http://www.w3.org/2000/svg";
 const BINS = 45;
 const SHOWN = 3; // the histogram ends at so many times r; what lies beyond is in its last bin
-const PADDING = { left: 40, right: 12, top: 22, bottom: 38 };
+const PADDING = { left: 46, right: 12, top: 22, bottom: 38 };
 
 /** A number with three significant digits, in full. */
 export const shortly = (value) => String(Number(value.toPrecision(3)));
@@ -121,26 +121,26 @@ export class SizeAxis {
 
 const MARKERS = { "theorem 1": "▲", certified: "■", attack: "◆", random: "●" };
 
-/** Lay the bounds out below the slider, one a row: a button at its place that moves the slider there. */
+/**
+ * Lay the bounds out below the slider, one a row: a button at its place that moves the slider there. Each of them has a
+ * column, a size, what it is called and of what kind it is.
+ */
 export function drawBounds(place, bounds, axis, go) {
   place.querySelectorAll(".explorer-bound").forEach((old) => old.remove());
   for (const bound of bounds) {
     const marker = element("span", { class: "marker", "aria-hidden": "true" }, MARKERS[bound.column]);
-    const button = element("button", { type: "button", "data-bound": bound.column }, marker, ` ${bound.text}`);
+    const words = element("span", {}, bound.name, element("span", { class: "kind" }, ` ${bound.kind}`));
+    const title = "Move the slider to this size";
+    const button = element("button", { type: "button", "data-bound": bound.column, title }, marker, words);
     button.addEventListener("click", () => go(bound.size));
-    const row = element("div", { class: "explorer-bound" }, button);
-    place.append(row);
-    placeBound(row, button, marker, axis.position(bound.size));
+    place.append(element("div", { class: "explorer-bound" }, button));
+    placeBound(button, marker.offsetWidth / 2, axis.position(bound.size));
   }
 }
 
-/** Put the marker at its place, and the words on the side where there is more room. */
-function placeBound(row, button, marker, position) {
-  const right = position <= 0.5;
-  button.classList.toggle("turned", !right);
-  const half = marker.offsetWidth / 2;
-  const edge = right ? position : 1 - position;
-  const room = row.clientWidth * (1 - edge) + half;
-  button.style[right ? "left" : "right"] = `calc(${100 * edge}% - ${half}px)`;
-  button.style.maxWidth = `${room}px`;
+/** Put the middle of the marker at its place, and the words on the side where there is more room. */
+function placeBound(button, half, position) {
+  const [side, edge] = position <= 0.5 ? ["left", position] : ["right", 1 - position];
+  button.style[side] = `calc(${100 * edge}% - ${half}px)`;
+  button.classList.toggle("turned", side === "right");
 }

@@ -108,9 +108,12 @@ class Explorer {
       ["reconstruction of the input", "g(μ(x))"], ["reconstruction of the perturbed input", "g(μ(x + δ))"],
       ...Array.from({ length: SAMPLED }, (_, i) => [`sampled reconstruction ${i + 1}`, `sample ${i + 1}`]),
     ];
-    return titles.map(([alt, title]) => {
+    const groups = [element("div"), element("div")]; // those of the mean latent, and the samples
+    this.find(".explorer-pictures").append(...groups);
+    return titles.map(([alt, title], i) => {
       const canvas = element("canvas", { width: SIDE, height: SIDE, role: "img", "aria-label": alt });
-      this.find(".explorer-pictures").append(element("figure", {}, canvas, element("figcaption", {}, title)));
+      const group = groups[Number(i >= titles.length - SAMPLED)];
+      group.append(element("div", {}, canvas, element("span", { "aria-hidden": "true" }, title)));
       return canvas;
     });
   }
@@ -133,7 +136,7 @@ class Explorer {
       this.drawSoon();
     });
     this.form.addEventListener("submit", (event) => event.preventDefault());
-    new ResizeObserver(() => this.probe && this.drawBounds() && this.drawSoon()).observe(this.form);
+    new ResizeObserver(([{ contentRect }]) => this.fit(contentRect.width)).observe(this.form);
   }
 
   /** Fetch the chosen model; only the last of several requests counts. */
@@ -142,7 +145,7 @@ class Explorer {
     const model = this.index.models.find(({ name }) => name === this.controls.model.value);
     this.complain("");
     this.form.setAttribute("aria-busy", "true");
-    this.announce("Loading the model.");
+    this.find(".explorer-time").textContent = `Loading the model, ${(model.bytes / 1e6).toFixed(1)} MB …`;
     try {
       const vae = await this.load(model);
       if (request !== this.requests) return;
@@ -156,6 +159,7 @@ class Explorer {
       if (request !== this.requests) return;
       this.vae = this.probe = undefined;
       this.find(".explorer-outcome").hidden = true;
+      this.find(".explorer-time").textContent = "";
       this.announce("");
       this.complain(
         `The model with ${this.controls.model.selectedOptions[0].text} could not be loaded: ${error.message}.` +
@@ -178,8 +182,7 @@ class Explorer {
   }
 
   choosePerturbation() {
-    this.model ??= this.index.models.find(({ name }) => name === this.controls.model.value);
-    if (!this.vae) return;
+    if (!this.vae) return; // it could not be loaded
     const directions = this.controls.direction.value === "worst" ? this.worst() : this.noise.directions;
     this.probe = new Probe(this.vae, this.images[this.image], directions, this.noise);
     this.moveSlider();
@@ -247,14 +250,16 @@ class Explorer {
     const { input, reconstruction, reconstructions } = this.result;
     const width = this.vae.pixels;
     const sampled = (i) => reconstructions.subarray(i * width, (i + 1) * width);
-    const shown = [this.probe.x, input, this.probe.centre, reconstruction, ...Array.from({ length: SAMPLED }, (_, i) => sampled(i))];
+    const samples = Array.from({ length: SAMPLED }, (_, i) => sampled(i));
+    const shown = [this.probe.x, input, this.probe.centre, reconstruction, ...samples];
     shown.forEach((pixels, i) => drawImage(this.pictures[i], pixels));
   }
 
   drawWords() {
     const { distances, r, probability, low, high } = this.result;
     const percent = (value) => `${(100 * value).toFixed(1)} %`;
-    const estimate = `P(D ≤ r) ≈ ${percent(probability)}, ${100 * this.index.confidence} % interval ${percent(low)} to ${percent(high)}`;
+    const interval = `${100 * this.index.confidence} % interval ${percent(low)} to ${percent(high)}`;
+    const estimate = `P(D ≤ r) ≈ ${percent(probability)}, ${interval}`;
     const verdict = low > 0.5 ? "✔ r-robust here" : high <= 0.5 ? "✘ not r-robust here" : "○ undecided";
     const size = shortly(this.size);
     this.find(".explorer-number").textContent = size;
@@ -280,22 +285,29 @@ class Explorer {
   reading() {
     const [certified, attack] = [this.boundOf("certified"), this.boundOf("attack")];
     const confidence = `${100 * this.index["certified with confidence"]} %`;
-    if (this.size <= certified) {
-      return `Certified, with ${confidence} confidence: no perturbation of this size breaks r-robustness.`;
+    if (certified > 0 && this.size <= certified) {
+      return `All directions: certified, with ${confidence} confidence, that no perturbation of this size breaks r-robustness.`;
     }
     if (this.size < attack || this.boundOf("censored") || !this.boundOf("confirmed")) {
-      return "Not known: no certificate reaches this size, and no attack of this size or less has succeeded.";
+      return "All directions: not known. No certificate reaches this size, and no attack of at most this size succeeded.";
     }
-    return `Broken, with ${confidence} confidence: the attack has a perturbation of at most this size that breaks r-robustness.`;
+    return `All directions: broken, with ${confidence} confidence, by the attack's perturbation, which is no larger than this.`;
   }
 
   drawBounds() {
     const bounds = Object.entries(this.index.bounds).map(([column, { name, kind }]) => {
       const size = this.boundOf(column);
-      return { column, size, text: `${name} ${this.quoted(column, size)} (${kind})` };
+      return { column, size, name: `${name} ${this.quoted(column, size)}`, kind: `(${kind})` };
     });
     drawBounds(this.find(".explorer-axis"), bounds, this.axis, (size) => this.go(size));
-    return true;
+  }
+
+  /** Draw anew what depends on the width. */
+  fit(width) {
+    if (width === this.width || !this.probe) return;
+    this.width = width;
+    this.drawBounds();
+    this.drawSoon();
   }
 
   /** The number of a bound, or what stands in its place. */
