@@ -22,7 +22,7 @@ function shape(tag, attributes, text = "") {
   return made;
 }
 
-/** Draw grey values in [0, 1] on a canvas of 28 by 28; what a perturbation takes beyond is cut off, as on any screen. */
+/** Draw grey values in [0, 1] on a canvas; what a perturbation takes beyond is cut off. */
 export function drawImage(canvas, pixels) {
   const image = new ImageData(canvas.width, canvas.height);
   for (let i = 0; i < image.width * image.height; i++) {
@@ -32,7 +32,7 @@ export function drawImage(canvas, pixels) {
   canvas.getContext("2d").putImageData(image, 0, 0);
 }
 
-/** Share of the values in each bin. r is an edge between two, so a bar lies on one side of it; D = r counts as within. */
+/** Share of the values in each bin. r is an edge between two, so that a bar lies on one side of it. */
 function shares(distances, r) {
   const out = new Float64Array(BINS);
   const width = (SHOWN * r) / BINS;

@@ -88,7 +88,7 @@ class Explorer {
     const dataset = this.index.datasets[this.controls.dataset.value];
     const grey = Uint8Array.from(atob(dataset.grey), (letter) => letter.charCodeAt(0));
     this.images = dataset.classes.map((_, i) =>
-      Float64Array.from(grey.subarray(i * SIDE ** 2, (i + 1) * SIDE ** 2), (value) => value / 255),
+      Float64Array.from(grey.subarray(i * SIDE ** 2, (i + 1) * SIDE ** 2), (value) => Math.fround(value / 255)), // as in the package
     );
     const group = this.find(".explorer-images");
     group.querySelectorAll("label").forEach((old) => old.remove());
@@ -139,15 +139,16 @@ class Explorer {
     new ResizeObserver(([{ contentRect }]) => this.fit(contentRect.width)).observe(this.form);
   }
 
-  /** Fetch the chosen model; only the last of several requests counts. */
+  /** Fetch the chosen model, unless it is there; only the last of several requests counts. */
   async chooseModel() {
     const request = ++this.requests;
     const model = this.index.models.find(({ name }) => name === this.controls.model.value);
     this.complain("");
     this.form.setAttribute("aria-busy", "true");
     this.find(".explorer-time").textContent = `Loading the model, ${(model.bytes / 1e6).toFixed(1)} MB …`;
+    if (this.wanted?.model !== model) this.wanted = { model, vae: this.load(model) };
     try {
-      const vae = await this.load(model);
+      const vae = await this.wanted.vae;
       if (request !== this.requests) return;
       this.model = model;
       this.vae = vae;
@@ -157,7 +158,7 @@ class Explorer {
       this.choosePerturbation();
     } catch (error) {
       if (request !== this.requests) return;
-      this.vae = this.probe = undefined;
+      this.vae = this.probe = this.wanted = undefined;
       this.find(".explorer-outcome").hidden = true;
       this.find(".explorer-time").textContent = "";
       this.announce("");
@@ -257,8 +258,8 @@ class Explorer {
 
   drawWords() {
     const { distances, r, probability, low, high } = this.result;
-    const percent = (value) => `${(100 * value).toFixed(1)} %`;
-    const interval = `${100 * this.index.confidence} % interval ${percent(low)} to ${percent(high)}`;
+    const percent = (value) => `${(100 * value).toFixed(1)}\u00a0%`;
+    const interval = `${100 * this.index.confidence}\u00a0% interval ${percent(low)} to ${percent(high)}`;
     const estimate = `P(D ≤ r) ≈ ${percent(probability)}, ${interval}`;
     const verdict = low > 0.5 ? "✔ r-robust here" : high <= 0.5 ? "✘ not r-robust here" : "○ undecided";
     const size = shortly(this.size);
@@ -284,14 +285,14 @@ class Explorer {
   /** What is known of all perturbations of this size. */
   reading() {
     const [certified, attack] = [this.boundOf("certified"), this.boundOf("attack")];
-    const confidence = `${100 * this.index["certified with confidence"]} %`;
+    const confidence = `with ${100 * this.index["certified with confidence"]}\u00a0% confidence`;
     if (certified > 0 && this.size <= certified) {
-      return `All directions: certified, with ${confidence} confidence, that no perturbation of this size breaks r-robustness.`;
+      return `All directions: certified, ${confidence}, that no perturbation of this size breaks r-robustness.`;
     }
     if (this.size < attack || this.boundOf("censored") || !this.boundOf("confirmed")) {
-      return "All directions: not known. No certificate reaches this size, and no attack of at most this size succeeded.";
+      return "All directions: not known. No certificate and no attack that succeeded reaches this size.";
     }
-    return `All directions: broken, with ${confidence} confidence, by the attack's perturbation, which is no larger than this.`;
+    return `All directions: broken, ${confidence}, by the attack's perturbation, which is no larger than this.`;
   }
 
   drawBounds() {
@@ -320,8 +321,11 @@ class Explorer {
 
   /** What the page shows, for tests. */
   state() {
+    const busy = this.form.hasAttribute("aria-busy");
+    if (!this.probe) return { busy };
     return {
-      model: this.model?.name,
+      busy,
+      model: this.model.name,
       image: this.image,
       direction: this.controls.direction.value,
       radius: this.controls.r.value,
@@ -340,7 +344,7 @@ class Explorer {
 
 const explorer = new Explorer(document.getElementById("explorer"));
 window.explorer = {
-  ready: explorer.start(),
+  ready: explorer.start().then(() => true),
   state: () => explorer.state(),
   go: (size) => explorer.go(size),
   noise: () => ({ eta: [...explorer.noise.eta], directions: [...explorer.noise.directions] }),
