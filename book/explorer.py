@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -89,13 +90,27 @@ class Exhibit:
 
 
 def exhibits(folder: Path = summaries.FOLDER) -> list[Exhibit]:
-    """Return the models of the paper whose margins have been measured from both sides, in the paper's order."""
-    found = []
-    for spec in GRID:
-        if summaries.path_of(spec, "sandwich", folder=folder).exists():
-            measured = summaries.summary(spec, "sandwich", folder=folder)
-            deltas = load_file(summaries.deltas_path(summaries.path_of(spec, "sandwich", folder=folder)))
-            found.append(Exhibit(spec, {which: measured[which] for which in RADII}, deltas))
+    """Return the models of the paper whose margins have been measured from both sides, in the paper's order.
+
+    Raises
+    ------
+    ValueError
+        If a summary is corrupt, or was measured on other weights than those that ship.
+    """
+    paths = {spec: summaries.path_of(spec, "sandwich", folder=folder) for spec in GRID}
+    return [exhibit(spec, path) for spec, path in paths.items() if path.exists()]
+
+
+def exhibit(spec: Spec, path: Path) -> Exhibit:
+    """Read one summary and the perturbations beside it."""
+    measured = summaries.summary(spec, "sandwich", folder=path.parent)
+    try:
+        deltas = load_file(summaries.deltas_path(path))
+        found = Exhibit(spec, {which: measured[which] for which in RADII}, {which: deltas[which] for which in RADII})
+    except (OSError, SafetensorError, KeyError) as error:
+        raise ValueError(f"perturbations or columns of {path} are missing or corrupt: {error}") from error
+    if found.trained.manifest["weights_sha256"] != measured["weights_sha256"]:
+        raise ValueError(f"{path} was measured on other weights than those that ship: measure it anew")
     return found
 
 

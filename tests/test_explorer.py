@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import zlib
 from pathlib import Path
 
@@ -84,6 +85,28 @@ def test_bounds_are_those_of_the_summaries(index):
 def test_nothing_to_show_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="no margins from both sides"):
         explorer.write(tmp_path / "out", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda path: summaries.deltas_path(path).unlink(), "missing or corrupt"),
+        (lambda path: summaries.deltas_path(path).write_bytes(b"nothing"), "missing or corrupt"),
+        (lambda path: path.write_text("{"), "corrupt"),
+        (
+            lambda path: path.write_text(path.read_text().replace('"weights_sha256": "', '"weights_sha256": "0')),
+            "other weights",
+        ),
+    ],
+    ids=["no perturbations", "corrupt perturbations", "corrupt summary", "other weights"],
+)
+def test_a_damaged_summary_is_an_error(tmp_path, index, damage, message):
+    path = summaries.path_of(SPECS[index["models"][0]["name"]], "sandwich")
+    for one in (path, summaries.deltas_path(path)):
+        shutil.copy(one, tmp_path)
+    damage(tmp_path / path.name)
+    with pytest.raises(ValueError, match=message):
+        explorer.exhibits(tmp_path)
 
 
 def test_places_on_the_axis_and_sizes_are_each_others_inverse():

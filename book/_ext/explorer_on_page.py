@@ -33,8 +33,8 @@ def made(app: Sphinx) -> Path:
 
 
 def make(app: Sphinx) -> None:
-    """Write models, index and picture anew: what depends on no model that is gone."""
-    shutil.rmtree(made(app), ignore_errors=True)
+    """Write models, index and picture; what is wrong with them fails the build."""
+    shutil.rmtree(made(app), ignore_errors=True)  # of a build that was cut off
     try:
         explorer.write(made(app))
     except ValueError as error:
@@ -45,7 +45,7 @@ def fill(app: Sphinx, docname: str, source: list[str]) -> None:
     """Put the explorer in the place of the marker."""
     index = made(app) / "index.json"
     if docname == PAGE and index.exists():
-        template = Path(__file__).with_suffix("").with_name("explorer.html").read_text()
+        template = Path(__file__).with_name("explorer.html").read_text()
         alt = json.loads(index.read_bytes())["alt"]
         shown = template.replace("{folder}", f"../_static/{FOLDER}/").replace("{alt}", html.escape(alt, quote=True))
         source[0] = source[0].replace(MARKER, f"```{{raw}} html\n{shown}```")
@@ -53,15 +53,16 @@ def fill(app: Sphinx, docname: str, source: list[str]) -> None:
 
 def add_files(app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: object) -> None:
     """Load style and script on this page alone."""
-    if pagename == PAGE:
+    if pagename == PAGE and made(app).exists():
         app.add_css_file(f"{FOLDER}/explorer.css")
         app.add_js_file(f"{FOLDER}/explorer.js", type="module")
 
 
 def publish(app: Sphinx, exception: Exception | None) -> None:
-    """Copy what the build made beside the scripts."""
+    """Move what the build made beside the scripts."""
     if exception is None and app.builder.format == "html" and made(app).exists():
         shutil.copytree(made(app), Path(app.outdir, "_static", FOLDER), dirs_exist_ok=True)
+        shutil.rmtree(made(app))
 
 
 def setup(app: Sphinx) -> dict[str, bool]:

@@ -273,7 +273,7 @@ class Explorer {
       `Histogram of ${SAMPLES} samples of D: median ${shortly(median(distances))} with the perturbation,` +
         ` ${shortly(median(this.probe.unperturbed))} without; r is ${shortly(r)}`,
     );
-    this.announce(`Size ${size}: ${verdict.slice(2)}. ${estimate}.`);
+    this.announce(`Size ${size}: ${verdict.slice(2)}. ${estimate}. ${this.reading()}`);
   }
 
   /** Say it to a screen reader once the reader has stopped moving. */

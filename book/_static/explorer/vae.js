@@ -36,7 +36,7 @@ function takeColumns(values, rows, width, columns) {
   return out;
 }
 
-/** Return x w' + bias, x (rows, k), w (m, k). Blocks of 4 by 4 sums stay in registers: 3 times a plain loop's speed. */
+/** Return x w' + bias, x (rows, k), w (m, k). Blocks of 4 by 4 sums stay in registers: twice a plain loop's speed and more. */
 function multiply(x, rows, k, w, bias) {
   const m = bias.length;
   const out = new Float64Array(rows * m);
