@@ -1,7 +1,7 @@
 // The live explorer: a VAE in the reader's browser, an image, a perturbation, and what becomes of the reconstruction.
 
 import { drawBounds, drawHistogram, drawImage, element, shortly, SizeAxis } from "./charts.js";
-import { Noise, Probe, SAMPLES, unitRows } from "./probe.js";
+import { Directions, Noise, Probe, SAMPLES, unitRows } from "./probe.js";
 import { clopperPearson, crc32, median } from "./statistics.js";
 import { Vae } from "./vae.js";
 
@@ -88,7 +88,8 @@ class Explorer {
     const dataset = this.index.datasets[this.controls.dataset.value];
     const grey = Uint8Array.from(atob(dataset.grey), (letter) => letter.charCodeAt(0));
     this.images = dataset.classes.map((_, i) =>
-      Float64Array.from(grey.subarray(i * SIDE ** 2, (i + 1) * SIDE ** 2), (value) => Math.fround(value / 255)), // as in the package
+      // single precision, as in the package
+      Float64Array.from(grey.subarray(i * SIDE ** 2, (i + 1) * SIDE ** 2), (value) => Math.fround(value / 255)),
     );
     const group = this.find(".explorer-images");
     group.querySelectorAll("label").forEach((old) => old.remove());
@@ -153,6 +154,7 @@ class Explorer {
       this.model = model;
       this.vae = vae;
       this.noise ??= new Noise(vae.latents, vae.pixels);
+      this.random = undefined; // of the model before
       this.find(".explorer-outcome").hidden = false;
       this.size ||= this.boundOf("attack"); // where something is to be seen at once
       this.choosePerturbation();
@@ -184,7 +186,7 @@ class Explorer {
 
   choosePerturbation() {
     if (!this.vae) return; // it could not be loaded
-    const directions = this.controls.direction.value === "worst" ? this.worst() : this.noise.directions;
+    const directions = this.controls.direction.value === "worst" ? this.worst() : this.randomly();
     this.probe = new Probe(this.vae, this.images[this.image], directions, this.noise);
     this.moveSlider();
     this.drawBounds();
@@ -203,6 +205,11 @@ class Explorer {
     return this.bounds[column][this.image];
   }
 
+  randomly() {
+    this.random ??= new Directions(this.vae, this.noise.directions);
+    return this.random;
+  }
+
   /** The direction of the attack's perturbation; that for the other r where none was needed for this one. */
   worst() {
     const of = (which) => {
@@ -210,7 +217,8 @@ class Explorer {
       return unitRows(this.vae.tensors[`worst ${which}`].slice(start, start + this.vae.pixels), this.vae.pixels);
     };
     const own = of(this.controls.r.value);
-    return own.some((value) => value !== 0) ? own : of(this.controls.r.value === "own" ? "fixed" : "own");
+    const there = own.some((value) => value !== 0);
+    return new Directions(this.vae, there ? own : of(this.controls.r.value === "own" ? "fixed" : "own"));
   }
 
   // What is shown

@@ -29,6 +29,16 @@ export function unitRows(values, width) {
   return values;
 }
 
+/** Directions of norm 1, one for all samples or one for each, and what the encoder's first layer makes of them. */
+export class Directions {
+  constructor(vae, rows) {
+    this.rows = rows;
+    this.number = rows.length / vae.pixels;
+    // the layer is linear, so this is computed once and only scaled at every step
+    this.slopes = withoutBias(vae.first(rows, this.number), vae.shared.bias);
+  }
+}
+
 /**
  * D(x, delta) of Eq. 3, delta = size * direction: either one direction for all samples, the worst, or one for each, as
  * in Algorithm 2. sigma is that of x, so the samples are g(mu(x + delta) + eta * sigma(x)).
@@ -36,34 +46,32 @@ export function unitRows(values, width) {
 export class Probe {
   constructor(vae, x, directions, noise) {
     Object.assign(this, { vae, x, directions, noise });
-    this.rows = directions.length / vae.pixels; // 1 or SAMPLES
-    // the first layer is linear: what it makes of the directions is computed once, and only scaled at every step
     this.base = vae.first(x, 1);
-    this.slopes = withoutBias(vae.first(directions, this.rows), vae.shared.bias);
     this.sigma = vae.sigmaFrom(this.base, 1);
-    this.centre = vae.decode(vae.meanFrom(this.base, 1), 1);
-    this.unperturbed = this.at(0).distances;
+    const mu = vae.meanFrom(this.base, 1);
+    this.centre = vae.decode(mu, 1);
+    this.unperturbed = this.distances(vae.decode(this.latents(mu), SAMPLES));
   }
 
   /** All that is shown of one size: distances, and the first direction's input and reconstructions. */
   at(size) {
-    const { vae, noise, rows } = this;
-    const mu = vae.meanFrom(shifted(this.base, this.slopes, size), rows);
+    const { vae, directions } = this;
+    const mu = vae.meanFrom(shifted(this.base, directions.slopes, size), directions.number);
     const reconstructions = vae.decode(this.latents(mu), SAMPLES);
     return {
-      input: this.x.map((value, i) => value + size * this.directions[i]),
+      input: this.x.map((value, i) => value + size * directions.rows[i]),
       reconstruction: vae.decode(mu.subarray(0, vae.latents), 1),
       reconstructions,
       distances: this.distances(reconstructions),
     };
   }
 
-  /** mu + eta * sigma, one row a sample. */
+  /** mu + eta * sigma, one row a sample; there is one mu for all of them, or one for each. */
   latents(mu) {
     const width = this.vae.latents;
     const z = new Float64Array(SAMPLES * width);
     for (let i = 0; i < SAMPLES; i++) {
-      const of = this.rows === 1 ? 0 : i * width;
+      const of = mu.length === width ? 0 : i * width;
       for (let j = 0; j < width; j++) z[i * width + j] = mu[of + j] + this.noise.eta[i * width + j] * this.sigma[j];
     }
     return z;

@@ -36,7 +36,10 @@ function takeColumns(values, rows, width, columns) {
   return out;
 }
 
-/** Return x w' + bias, x (rows, k), w (m, k). Blocks of 4 by 4 sums stay in registers: twice a plain loop's speed and more. */
+/**
+ * Return x w' + bias, x (rows, k), w (m, k), m a multiple of 4. Blocks of 4 by 4 sums stay in registers: twice a plain
+ * loop's speed and more.
+ */
 function multiply(x, rows, k, w, bias) {
   const m = bias.length;
   const out = new Float64Array(rows * m);
