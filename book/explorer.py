@@ -55,10 +55,11 @@ CLASSES = {
     ],
 }  # fmt: skip
 TITLES = {"mnist": "MNIST", "fashion-mnist": "fashion-MNIST"}
-STATIC = Spec("mnist", 1.0)
-"""The model of the picture, if it is there."""
-STATIC_RADIUS = "fixed"
-STATIC_SAMPLES = 400
+START = Spec("mnist", 10.0)
+"""The model of the picture, with which the explorer starts; the first if it is not there."""
+START_IMAGE = 1
+START_RADIUS = "fixed"
+PICTURE_SAMPLES = 400
 
 
 @dataclass(frozen=True)
@@ -139,12 +140,14 @@ def write(out: Path, folder: Path = summaries.FOLDER) -> None:
         (out / f"{exhibit.spec.name}.bin").write_bytes(content)
         models.append(model_entry(exhibit, kept, content))
     datasets = {name: data.load(name).first(kept) for name in data.DATASETS}
-    example = next((exhibit for exhibit in shown if exhibit.spec == STATIC), shown[0])
-    figure, alt = picture(example, datasets[example.spec.dataset].pixels[:1])
+    example = next((exhibit for exhibit in shown if exhibit.spec == START), shown[0])
+    number = min(START_IMAGE, kept - 1)
+    figure, alt = picture(example, datasets[example.spec.dataset].pixels, number)
     figure.savefig(out / "figure.png", dpi=160, facecolor="white")
     plt.close(figure)
     index = {
         "alt": alt,
+        "start": {"model": example.spec.name, "image": number, "radius": START_RADIUS},
         "kept": kept,
         "sizes": SIZES,
         "confidence": CONFIDENCE,
@@ -211,14 +214,16 @@ def size_at(position: np.ndarray | float) -> np.ndarray:
     return least * np.expm1(np.asarray(position) * np.log1p(most / least))
 
 
-def picture(exhibit: Exhibit, x: Tensor) -> tuple[Figure, str]:
+def picture(exhibit: Exhibit, images: Tensor, number: int) -> tuple[Figure, str]:
     """Draw what the explorer shows for one image under the worst perturbation known.
 
     Parameters
     ----------
     exhibit : Exhibit
-    x : Tensor, shape (1, d_x)
-        Its first image.
+    images : Tensor, shape (n, d_x)
+        Those that there are perturbations of.
+    number : int
+        Which of them to show.
 
     Returns
     -------
@@ -226,25 +231,24 @@ def picture(exhibit: Exhibit, x: Tensor) -> tuple[Figure, str]:
     alt : str
         What it shows, from the same numbers.
     """
-    vae, bounds = exhibit.trained.vae, {name: column[0] for name, column in exhibit.bounds[STATIC_RADIUS].items()}
+    vae, x = exhibit.trained.vae, images[number : number + 1]
+    bounds = {name: column[number] for name, column in exhibit.bounds[START_RADIUS].items()}
     r, size = bounds["r"], bounds["attack"]
-    direction = exhibit.deltas[STATIC_RADIUS][:1].float()
+    direction = exhibit.deltas[START_RADIUS][number : number + 1].float()
     delta = size * direction / direction.norm().clamp(min=1e-12)
     generators = [torch.Generator().manual_seed(7) for _ in range(2)]  # one noise for both
-    clean = distances(vae, x, samples=STATIC_SAMPLES, generator=generators[0])
-    moved = distances(vae, x, delta, samples=STATIC_SAMPLES, generator=generators[1])
+    clean = distances(vae, x, samples=PICTURE_SAMPLES, generator=generators[0])
+    moved = distances(vae, x, delta, samples=PICTURE_SAMPLES, generator=generators[1])
     judged = probability_of_robustness(moved, r, confidence=CONFIDENCE)
     probability, low, high = (float(value[0]) for value in (judged.probability, judged.low, judged.high))
     with torch.no_grad():
-        images = {
+        drawn = {
             "x": x, "x + delta": x + delta,
             "before": vae.decode(vae.encode(x)[0]), "after": vae.decode(vae.encode(x + delta)[0]),
         }  # fmt: skip
     figures.set_style()
-    figure, axes = plt.subplot_mosaic(
-        [list(images), ["D"] * 4, ["size"] * 4], figsize=(7, 6.4), height_ratios=[3, 4, 3]
-    )
-    for name, image in images.items():
+    figure, axes = plt.subplot_mosaic([list(drawn), ["D"] * 4, ["size"] * 4], figsize=(7, 6.4), height_ratios=[3, 4, 3])
+    for name, image in drawn.items():
         draw_image(axes[name], image[0], name)
     draw_distances(axes["D"], clean[0].numpy(), moved[0].numpy(), r)
     axes["D"].set_title(
@@ -253,9 +257,9 @@ def picture(exhibit: Exhibit, x: Tensor) -> tuple[Figure, str]:
     draw_bounds(axes["size"], bounds, size)
     listed = "; ".join(f"{name} ({kind}), {bounds[column]:.2g}" for column, (name, kind, _) in BOUNDS.items())
     alt = (
-        f"Four images, a histogram and an axis. The first test image of {TITLES[exhibit.spec.dataset]} and the same"
+        f"Four images, a histogram and an axis. Test image {number + 1} of {TITLES[exhibit.spec.dataset]} and the same"
         f" perturbed by the attack with size {size:.2g}; the reconstructions of both by the VAE with beta"
-        f" {exhibit.spec.beta:g} and tau {exhibit.spec.tau:g}. {STATIC_SAMPLES} sampled distances D, from"
+        f" {exhibit.spec.beta:g} and tau {exhibit.spec.tau:g}. {PICTURE_SAMPLES} sampled distances D, from"
         f" {float(moved.min()):.2f} to {float(moved.max()):.2f} with the perturbation and from {float(clean.min()):.2f}"
         f" to {float(clean.max()):.2f} without; r is {r:.3g}, and {probability:.0%} lie within it, where there were"
         f" {float((clean <= r).float().mean()):.0%} without. Below, on an axis of sizes: {listed}."

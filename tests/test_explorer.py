@@ -250,7 +250,7 @@ def test_works_by_mouse(page):
         assert page.locator(".explorer-number").inner_text() == f"{state(page)['size']:.3g}"
 
 
-def test_works_by_keyboard(page):
+def test_works_by_keyboard(page, index):
     """From the first control on, by Tab, arrows and letters alone; the result is announced once the reader stops."""
     page.get_by_label("Data set").focus()
     first = state(page)
@@ -265,7 +265,7 @@ def test_works_by_keyboard(page):
     assert state(page)["radius"] == "own"
     page.keyboard.press("Tab")
     page.keyboard.press("ArrowRight")
-    assert state(page)["image"] == 1
+    assert state(page)["image"] == index["start"]["image"] + 1
     page.keyboard.press("Tab")
     for key, most in (("Home", 0.0), ("ArrowRight", 0.01), ("PageUp", 1.0), ("End", explorer.SIZES[1])):
         page.keyboard.press(key)

@@ -82,7 +82,7 @@ function axes(x, y, ceiling, r, width, height) {
   const shapes = [shape("path", { d: `M${x(0)} ${y(ceiling)}V${y(0)}H${x(BINS)}`, class: "axis" })];
   for (let times = 0; times <= SHOWN; times++) {
     const at = (times * BINS) / SHOWN;
-    const label = shortly(times * r) + (times === SHOWN ? " or more" : "");
+    const label = (times === SHOWN ? "≥ " : "") + shortly(times * r);
     shapes.push(shape("text", { x: x(at), y: y(0) + 15, "text-anchor": times < SHOWN ? "middle" : "end" }, label));
   }
   for (const share of [0, ceiling]) {

@@ -64,27 +64,30 @@ class Explorer {
 
   fillChoices() {
     const there = Object.keys(this.index.datasets).filter((name) => this.modelsOf(name).length);
+    const { model, image, radius } = this.index.start;
+    this.model = this.index.models.find(({ name }) => name === model);
     for (const name of there) this.controls.dataset.append(new Option(this.index.datasets[name].title, name));
+    this.controls.dataset.value = this.model.dataset;
+    this.controls.r.value = radius;
     this.fillModels();
-    this.fillImages();
+    this.fillImages(image);
   }
 
   modelsOf(dataset) {
     return this.index.models.filter((model) => model.dataset === dataset);
   }
 
-  /** Offer the models of the data set; the one with the same beta and tau as before, else 1 and 0, is chosen. */
+  /** Offer the models of the data set; the one with the same beta and tau as before is chosen, else the first. */
   fillModels() {
     const models = this.modelsOf(this.controls.dataset.value);
-    const wanted = this.model ?? { beta: 1, tau: 0 };
-    const alike = ({ beta, tau }) => models.find((model) => model.beta === beta && model.tau === tau);
-    const chosen = alike(wanted) ?? alike({ beta: 1, tau: 0 }) ?? models[0];
+    const chosen = models.find(({ beta, tau }) => beta === this.model.beta && tau === this.model.tau) ?? models[0];
     const title = ({ beta, tau }) => `β = ${beta}` + (tau ? `, τ = ${tau}` : "");
     const options = models.map((model) => new Option(title(model), model.name, false, model === chosen));
     this.controls.model.replaceChildren(...options);
   }
 
-  fillImages() {
+  /** Offer the images of the data set; the one at the same place as before is chosen. */
+  fillImages(chosen = this.image) {
     const dataset = this.index.datasets[this.controls.dataset.value];
     const grey = Uint8Array.from(atob(dataset.grey), (letter) => letter.charCodeAt(0));
     this.images = dataset.classes.map((_, i) =>
@@ -97,7 +100,7 @@ class Explorer {
       const canvas = element("canvas", { width: SIDE, height: SIDE, "aria-hidden": "true" });
       const title = `Test image ${i + 1}: ${shown}`;
       const radio = element("input", { type: "radio", name: "image", value: i, "aria-label": title });
-      radio.checked = i === 0;
+      radio.checked = i === chosen;
       group.append(element("label", { title }, radio, canvas));
       drawImage(canvas, this.images[i]);
     });
