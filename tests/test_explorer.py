@@ -136,6 +136,12 @@ def state(page: Page) -> dict:
     return page.evaluate("explorer.state()")
 
 
+def moved_from(page: Page, size: float) -> float:
+    """Wait until the slider has left a size; return the new one."""
+    page.wait_for_function("size => explorer.state().size !== size", arg=size)
+    return state(page)["size"]
+
+
 def choose(page: Page, model: dict, image: int, direction: str, radius: str, size: float) -> dict:
     page.get_by_label("Data set").select_option(model["dataset"])
     page.get_by_label("Model").select_option(model["name"])
@@ -233,8 +239,7 @@ def test_works_by_mouse(page):
     sizes = []
     for share in (0.4, 0.6, 0.8):
         page.mouse.move(box["x"] + share * box["width"], middle)
-        page.wait_for_timeout(100)
-        sizes.append(state(page)["size"])
+        sizes.append(moved_from(page, sizes[-1] if sizes else before["size"]))
     page.mouse.up()
     assert sizes == sorted(set(sizes))
     assert explorer.position(sizes[-1]) == pytest.approx(0.8, abs=0.02)
@@ -268,9 +273,9 @@ def test_works_by_keyboard(page, index):
     assert state(page)["image"] == index["start"]["image"] + 1
     page.keyboard.press("Tab")
     for key, most in (("Home", 0.0), ("ArrowRight", 0.01), ("PageUp", 1.0), ("End", explorer.SIZES[1])):
+        size = state(page)["size"]
         page.keyboard.press(key)
-        page.wait_for_timeout(100)
-        assert state(page)["size"] <= most * (1 + 1e-9)
+        assert moved_from(page, size) <= most * (1 + 1e-9)
     assert state(page)["size"] == pytest.approx(explorer.SIZES[1])
     page.keyboard.press("Tab")
     page.keyboard.press("Enter")  # the button at Theorem 1's bound

@@ -236,14 +236,13 @@ class Explorer {
     this.controls.size.value = Math.round(STEPS * this.axis.position(this.size));
   }
 
+  /** Draw with the next frame, once, however many events there are until then. */
   drawSoon() {
-    this.soon ??= requestAnimationFrame(() => {
-      this.soon = undefined;
-      this.draw();
-    });
+    this.soon ??= requestAnimationFrame(() => this.draw());
   }
 
   draw() {
+    this.soon = undefined;
     if (!this.probe) return;
     const start = performance.now();
     const r = this.boundOf("r");
@@ -334,6 +333,7 @@ class Explorer {
   state() {
     const busy = this.form.hasAttribute("aria-busy");
     if (!this.probe) return { busy };
+    if (this.soon) this.draw(); // what waits for a frame
     return {
       busy,
       model: this.model.name,
