@@ -80,7 +80,8 @@ def test_no_set_with_these_moments_is_more_likely_than_half_up_to_the_safe_shift
 def most_likely(t, mass, first, second):
     """Return the largest P(s + t in B) of a random set with these moments, by a linear programme.
 
-    It is constant on cells. Cells are 0.05 wide, from -7 to 10; all integrals over a cell are exact, so no set that it finds breaks a limit.
+    It is constant on cells, 0.05 wide, from -7 to 10, over which all integrals are exact: none that is found breaks a
+    limit.
     """
     ends = np.linspace(-7, 10, 341)
     density = DENSITY(ends)
@@ -331,7 +332,7 @@ class CurvedVAE:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_coverage_on_a_curved_encoder(seed):
-    """The exact margin is found on a grid of 120 directions and of lengths with steps of 3.5%, all of them beyond it."""
+    """The exact margin is found on a grid of 120 directions and lengths with steps of 3.5%, so never too short."""
     model, alpha, runs = CurvedVAE(seed), 0.1, 40
     x = uniform(1, 2, seed=seed)
     r = float(distances(model, x, samples=4000, generator=seeded(1)).quantile(0.85))
@@ -475,7 +476,9 @@ def test_the_encoder_is_bounded_over_the_certified_ball(judged):
         reach = torch.linalg.eigvalsh(certificates.shift_metric(layers, sigma, x, certificate.half_space, refine=6))
         safe = torch.as_tensor(half_space_shift(certificate.p_low))
         assert (certificate.half_space * reach[:, -1].sqrt() <= 1.01 * safe).all()
-        assert (certificate.half_space * reach[:, -1].sqrt() >= 0.9 * safe).all()  # and little is given away
+        assert (
+            certificate.half_space * reach[:, -1].sqrt() >= 0.7 * safe
+        ).all()  # and W of the larger ball gives not too much away
         still = torch.linalg.eigvalsh(certificates.shift_metric(layers, sigma, x, 0.0))[:, -1]
         assert (reach[:, -1] / still).max() > 1.1  # so the Jacobian alone would fail the first
 
