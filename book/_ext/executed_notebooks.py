@@ -114,7 +114,7 @@ def box(name: str, notebook: NotebookNode, record: dict[str, Any], run: dict[str
         "Run": f"{when} UTC, in {run.get('duration', 0):.0f} s on {record.get('processor', 'an unknown processor')}"
         f" ({threads} thread{'s' * (threads != 1)}){commit}",
         "Data": "; ".join(f"{name}, {images['images']:,} test images from {images['source']}" for name, images in data.items()),
-        "Parameters": f"**changed for this run:** {changed}" if changed else "at full scale, as in the cell of parameters",
+        "Parameters": f"changed for this run: {changed}" if changed else "at full scale, as in the cell of parameters",
         "Notebook": f'<a href="../_sources/{FOLDER}/{name}.ipynb" download>{name}.ipynb</a>, as executed; '
         "it runs wherever the package is installed",
     }  # fmt: skip
