@@ -415,13 +415,8 @@ def build_site(out: Path) -> int:
         return 0
     start = time.perf_counter()
     shutil.rmtree(work, ignore_errors=True)  # from nothing: glued numbers and renamed pages never go stale
-    start_book = "from jupyter_book.cli.main import main; main()"
-    if not sys.stderr.isatty():
-        start_book = "from sphinx.util.console import nocolor; nocolor(); " + start_book
-    command = [sys.executable, "-c", start_book, "build", str(ROOT)]
-    options = ["--path-output", str(work), "--all", "-q", "-W", "-n", "--keep-going"]
     environment = os.environ | {"VAEROBUST_OUT": str(out), "PYTHONPATH": search_path()}
-    done = subprocess.run(command + options, env=environment, stdout=subprocess.PIPE, text=True, check=False)
+    done = subprocess.run(book_command(work, "html"), env=environment, stdout=subprocess.PIPE, text=True, check=False)
     built = work / "_build/html"
     if done.returncode:
         print(
@@ -438,6 +433,15 @@ def build_site(out: Path) -> int:
     note.write_text(made_from)
     print(f"site: done in {time.perf_counter() - start:.0f} s\n{front}")
     return 0
+
+
+def book_command(work: Path, builder: str) -> list[str]:
+    """Return the command that makes Jupyter Book build all pages anew below ``work``, with warnings as errors."""
+    start = "from jupyter_book.cli.main import main; main()"
+    if not sys.stderr.isatty():
+        start = "from sphinx.util.console import nocolor; nocolor(); " + start
+    options = ["--path-output", str(work), "--builder", builder, "--all", "-q", "-W", "-n", "--keep-going"]
+    return [sys.executable, "-c", start, "build", str(ROOT), *options]
 
 
 if __name__ == "__main__":

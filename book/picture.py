@@ -27,7 +27,7 @@ def main() -> None:
     delta = maximum_damage(vae, x, NORM, box=True, generator=torch.Generator().manual_seed(0)).delta
     rows = {"image": x, "output": vae.decode(vae.encode(x)[0]).detach()}
     rows |= {"attacked": x + delta, "output ": vae.decode(vae.encode(x + delta)[0]).detach()}
-    image_grid(rows, scale=0.75).savefig(TARGET, dpi=100, facecolor="white", metadata={"Software": None})
+    image_grid(rows, scale=0.75).savefig(TARGET, dpi=90, facecolor="white", metadata={"Software": None})
 
 
 if __name__ == "__main__":

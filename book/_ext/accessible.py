@@ -13,7 +13,10 @@ MENDED = (
     # pandas heads the column of the index by an empty cell, which heads nothing
     (re.compile(r"<th>\s*</th>"), "<td></td>"),
     # a wide table of pandas scrolls by itself, by keyboard too, and the page does not
-    (re.compile(r'<table [^>]*class="dataframe".*?</table>', re.DOTALL), r'<div class="table-box" tabindex="0">\g<0></div>'),
+    (
+        re.compile(r'<table [^>]*class="dataframe".*?</table>', re.DOTALL),
+        r'<div class="table-box" tabindex="0">\g<0></div>',
+    ),
 )
 
 

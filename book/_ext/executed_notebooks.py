@@ -164,7 +164,7 @@ def offer_download(app: Sphinx, pagename: str, templatename: str, context: dict[
 
 def publish(app: Sphinx, exception: Exception | None) -> None:
     """Copy the executed notebooks beside the sources that Sphinx publishes."""
-    if exception is None and app.builder.format == "html":
+    if exception is None and app.builder.name == "html":
         for path in executed_folder(app).glob("*.ipynb"):
             shutil.copyfile(path, Path(app.outdir, "_sources", FOLDER, path.name))
 
