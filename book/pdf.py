@@ -11,10 +11,10 @@ import time
 from pathlib import Path
 
 from build import ROOT, book_command, search_path
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import PdfMargins, sync_playwright
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-MARGIN = {"top": "18mm", "bottom": "18mm", "left": "14mm", "right": "14mm"}
+MARGIN: PdfMargins = {"top": "18mm", "bottom": "18mm", "left": "14mm", "right": "14mm"}
 FOOTER = '<div style="width: 100%; font-size: 8px; text-align: center"><span class="pageNumber"></span></div>'
 
 

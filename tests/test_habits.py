@@ -42,7 +42,8 @@ def test_no_large_file_is_tracked():
 
 def test_pins_are_sorted_and_installed_and_cover_what_is_asked_for():
     pins = dict(line.split("==") for line in LOCK)
-    assert LOCK == sorted(LOCK, key=lambda pin: pin.lower().split("=="))
+    by_name = sorted(LOCK, key=lambda pin: pin.lower().split("=="))
+    assert by_name == LOCK
     assert {name: version(name) for name in pins} == pins
     asked = [*PROJECT["dependencies"], *(name for extra in PROJECT["optional-dependencies"].values() for name in extra)]
     plain = {name.lower() for name in pins}

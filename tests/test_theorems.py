@@ -14,7 +14,7 @@ ROUNDING = 1e-9
 
 @given(st.integers(1, 30), st.floats(0.001, 0.999), st.floats(0.0, 6.0))
 def test_a_half_space_loses_most_by_a_shift(latents, p, shift):
-    """Balls and their complements, whose probabilities are known, keep at least what a half-space of the same p keeps."""
+    """Balls and their complements, whose probabilities are known, keep at least what a half-space of equal p keeps."""
     least = stats.norm.cdf(stats.norm.ppf(p) - shift)
     inside, outside = stats.chi2.ppf(p, latents), stats.chi2.isf(p, latents)
     assert stats.ncx2.cdf(inside, latents, shift**2) >= least - ROUNDING

@@ -109,11 +109,12 @@ def box(name: str, notebook: NotebookNode, record: dict[str, Any], run: dict[str
     threads, data = record.get("threads", 1), record.get("made_from", {}).get("data", {})
     commit = f", at commit `{record['commit']}`" if record.get("commit") else ""
     changed = ", ".join(f"`{name} = {value!r}`" for name, value in run.get("parameters", {}).items())
+    used = [f"{name}, {images['images']:,} test images from {images['source']}" for name, images in data.items()]
     lines = {
         "To see": f"{figures} figures, each with its code, and the verdicts on the claims that are measured here",
         "Run": f"{when} UTC, in {run.get('duration', 0):.0f} s on {record.get('processor', 'an unknown processor')}"
         f" ({threads} thread{'s' * (threads != 1)}){commit}",
-        "Data": "; ".join(f"{name}, {images['images']:,} test images from {images['source']}" for name, images in data.items()),
+        "Data": "; ".join(used),
         "Parameters": f"changed for this run: {changed}" if changed else "at full scale, as in the cell of parameters",
         "Notebook": f'<a href="../_sources/{FOLDER}/{name}.ipynb" download>{name}.ipynb</a>, as executed; '
         "it runs wherever the package is installed",
