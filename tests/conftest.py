@@ -1,4 +1,4 @@
-"""What the tests share: models with known answers, a small random network, small fake images.
+"""What the tests share: models with known answers, a small random network, small fake images, the site in a browser.
 
 A statistical test compares with an exact law, and its limit is the quantile of that law beyond which chance goes with
 probability ALARM. Seeds are set once; a test that fails has found something, or one of a million unlucky seeds.
@@ -6,11 +6,20 @@ probability ALARM. Seeds are set once; a test that fails has found something, or
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+import http.server
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 import torch
 from hypothesis import settings
+from playwright.sync_api import Browser, BrowserContext, Page, Route, sync_playwright
 from scipy import stats
 from torch import Tensor
 
@@ -24,6 +33,20 @@ ALARM = 1e-6
 DOUBLE = 1e-11
 """Relative error that a few thousand roundings in double precision may add up to, in the norms of these small models:
 each is 1.1e-16, and sums of up to 1,000 terms in another order differ by less than 1,000 of them, a hundredfold."""
+
+ROOT = Path(__file__).resolve().parents[1]
+SMOKE = ROOT / "tests/smoke.yml"
+FULL = ROOT / "_build/html"  # looked at too where `make book` has built it
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+BROWSER_OPTIONS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 
 # several threads cost these small tensors more than they give, and results should not depend on the machine
 torch.set_num_threads(1)
@@ -122,3 +145,135 @@ def fake_images() -> Callable[..., Images]:
         return Images(pixels.flatten(1), labels, dataset, split, "made for a test")
 
     return make
+
+
+def run_build(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "book/build.py"), *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="session")
+def smoke() -> Path:
+    """Build the book at smoke scale, once; what is up to date from an earlier run is kept."""
+    done = run_build("--parameters", str(SMOKE), "--out", "_build/smoke")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return ROOT / "_build/smoke"
+
+
+@pytest.fixture(scope="session", params=["smoke", *(["full"] if (FULL / "index.html").exists() else [])])
+def site(request: pytest.FixtureRequest) -> Path:
+    return FULL if request.param == "full" else request.getfixturevalue("smoke") / "html"
+
+
+class QuietHandler(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+@pytest.fixture(scope="session")
+def served(site: Path) -> Iterator[str]:
+    """Serve the site on the loopback interface: its address, with a slash at the end."""
+    handler = functools.partial(QuietHandler, directory=site)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """Start the system's Chromium; a machine without one fails the test, since a skip would go unseen."""
+    found = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if found is None:
+        pytest.fail(
+            f"no browser: none of {', '.join(BROWSERS)} is on the PATH; on Debian: apt-get install chromium",
+            pytrace=False,
+        )
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=found, headless=True, args=BROWSER_OPTIONS)
+        yield browser
+        browser.close()
+
+
+class Visitor:
+    """Opens pages of the served site as a reader would, with no other network, and notes what goes wrong on them.
+
+    Attributes
+    ----------
+    problems : list of str
+        Console errors, exceptions, failed requests, and requests to anywhere else, which are aborted. A test that
+        provokes some looks at them and clears the list; what is left at its end fails it.
+    """
+
+    def __init__(self, browser: Browser, base: str) -> None:
+        self.browser, self.base = browser, base
+        self.problems: list[str] = []
+        self.contexts: list[BrowserContext] = []
+
+    def __call__(
+        self, path: str, *, width: int = 1400, height: int = 1000, theme: str = "light", javascript: bool = True
+    ) -> Page:
+        """Open a page, by its path in the site, in a browser profile of its own.
+
+        Parameters
+        ----------
+        path : str
+        width, height : int
+            Of the window, in pixels; a phone has 390 x 844.
+        theme : {'light', 'dark'}
+            What the reader's system prefers, which the site follows.
+        javascript : bool
+
+        Returns
+        -------
+        Page
+            Loaded, and with its formulas set.
+        """
+        context = self.browser.new_context(
+            viewport={"width": width, "height": height}, color_scheme=theme, java_script_enabled=javascript,
+            service_workers="block",
+        )  # fmt: skip
+        self.contexts.append(context)
+        context.set_default_timeout(15_000)
+        context.route("**/*", self.guard)
+        page = context.new_page()
+        page.on("console", lambda message: message.type == "error" and self.problems.append(f"console: {message.text}"))
+        page.on("pageerror", lambda error: self.problems.append(f"exception: {error}"))
+        page.on(
+            "requestfailed",
+            # without scripting, a browser drops what the page would preload for it
+            lambda request: (
+                (javascript or request.resource_type != "script")
+                and self.problems.append(f"failed: {request.url} {request.failure}")
+            ),
+        )
+        page.on(
+            "response",
+            lambda answer: answer.status >= 400 and self.problems.append(f"{answer.status}: {answer.url}"),
+        )
+        page.goto(self.base + path, wait_until="load")
+        if javascript and page.locator("script[src*=mathjax]").count():
+            assert page.evaluate("!!(window.MathJax && MathJax.startup)"), f"MathJax did not load: {self.problems}"
+            page.evaluate("() => MathJax.startup.promise.then(() => true)")
+        return page
+
+    def guard(self, route: Route) -> None:
+        """Let nothing out but what goes to the server of the site."""
+        if urlsplit(route.request.url).netloc == urlsplit(self.base).netloc:
+            route.continue_()
+        else:
+            self.problems.append(f"asked for {route.request.url}")
+            route.abort()
+
+    def close(self) -> None:
+        for context in self.contexts:
+            context.close()
+
+
+@pytest.fixture
+def open_page(browser: Browser, served: str) -> Iterator[Visitor]:
+    """Open pages of the site in Chromium: ``open_page("book/claims.html", width=390, theme="dark")``."""
+    visitor = Visitor(browser, served)
+    yield visitor
+    visitor.close()
+    assert visitor.problems == [], "\n".join(visitor.problems)

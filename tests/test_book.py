@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import subprocess
-import sys
 from pathlib import Path
 from urllib.parse import unquote, urljoin, urlsplit
 
@@ -15,29 +14,9 @@ import nbformat
 import pytest
 import yaml
 from bs4 import BeautifulSoup
+from conftest import ROOT, SMOKE, run_build
 
-ROOT = Path(__file__).resolve().parents[1]
-SMOKE = ROOT / "tests/smoke.yml"
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.md"))
-FULL = ROOT / "_build/html"  # looked at too where `make book` has built it
-
-
-def run_build(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "book/build.py"), *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-
-
-@pytest.fixture(scope="session")
-def smoke() -> Path:
-    """Build the book at smoke scale, once; what is up to date from an earlier run is kept."""
-    done = run_build("--parameters", str(SMOKE), "--out", "_build/smoke")
-    assert done.returncode == 0, done.stdout + done.stderr
-    return ROOT / "_build/smoke"
-
-
-@pytest.fixture(scope="session", params=["smoke", *(["full"] if (FULL / "index.html").exists() else [])])
-def site(request: pytest.FixtureRequest) -> Path:
-    return FULL if request.param == "full" else request.getfixturevalue("smoke") / "html"
 
 
 @pytest.fixture(scope="session")

@@ -51,7 +51,8 @@ def strongest_attack(
     direction: Tensor | None = None,
     steps: int = 10,
     samples: int = 16,
-    judging_samples: int = 1000,
+    judging_samples: int = 2000,
+    final_samples: int = 10_000,
     tolerance: float = 0.03,
     confidence: float = 0.999,
     box: bool = False,
@@ -68,7 +69,7 @@ def strongest_attack(
         As in :func:`vaerobust.margins.attack_margin`.
     direction : Tensor, shape (n, d_x), optional
         That of :func:`vaerobust.bounds.linearised_radii`; the singular vector's alone if left out.
-    steps, samples, judging_samples, tolerance, confidence, box, seed
+    steps, samples, judging_samples, final_samples, tolerance, confidence, box, seed
         As in :func:`vaerobust.margins.attack_margin`.
 
     Returns
@@ -85,8 +86,9 @@ def strongest_attack(
     vectors = torch.linalg.svd(encoder_jacobian(model, x) / sigma[:, :, None], full_matrices=False).Vh[:, 0]
     starts = [vectors] if direction is None else [direction, -direction, vectors]
     return attack_margin(
-        model, x, r, steps=steps, restarts=1, samples=samples, judging_samples=judging_samples, tolerance=tolerance,
-        directions=torch.stack(starts), warm_start=True, confidence=confidence, box=box, seed=seed,
+        model, x, r, steps=steps, restarts=1, samples=samples, judging_samples=judging_samples,
+        final_samples=final_samples, tolerance=tolerance, directions=torch.stack(starts),
+        warm_start=True, confidence=confidence, box=box, seed=seed,
     )  # fmt: skip
 
 
@@ -121,7 +123,8 @@ def sandwich(
         'own' and 'fixed', each a dict of columns, a number a point: 'r'; 'p low', the lower limit of P(D(x) <= r); the
         first-order bounds at that limit, 'theorem 1', 'spectral' and 'whitened'; 'half space' and 'certified', the
         certified ones; the estimates 'decoder aware' and 'second moment'; the upper bound 'attack', with 'confirmed'
-        and 'censored'; and 'random', where random directions break half of the samples, with 'random censored'.
+        and 'censored', and the mean of D^2 / r^2 under it, 'moment at attack'; and 'random', where random directions
+        break half of the samples, with 'random censored'.
     deltas : dict
         The attacks' perturbations for both, each shape (n, d_x).
 
@@ -161,6 +164,8 @@ def sandwich(
             "random": chance.radius,
             "random censored": torch.as_tensor(chance.censored),
         }
+        at_attack = distances(model, x, attack.delta, samples=2000, generator=noise(4))
+        columns[name]["moment at attack"] = at_attack.pow(2).mean(1) / r**2
         deltas[name] = attack.delta
     return columns, deltas
 
