@@ -20,7 +20,7 @@ from vaerobust.weights import pretrained
 
 COLUMNS = [
     "r", "p low", "theorem 1", "spectral", "whitened", "half space", "certified", "decoder aware", "second moment",
-    "attack", "confirmed", "censored", "random", "random censored",
+    "attack", "confirmed", "censored", "random", "random censored", "moment at attack",
 ]  # fmt: skip
 
 
@@ -57,6 +57,9 @@ def test_lower_bounds_lie_below_upper_bounds(measured):
         assert (table["certified"] > 0).all()
         assert table["confirmed"].all() and not table["censored"].any()
         assert (table["certified"] < table["attack"]).all()
+        assert (
+            table["moment at attack"] > 0.3
+        ).all()  # half of the samples are beyond r, so that it is 1/2 but for them
         assert (table["attack"] < table["random"]).all()  # in 12 dimensions a random direction is far from the worst
         assert (table["decoder aware"] > 0).all() and (table["second moment"] > 0).all()
 
@@ -120,7 +123,9 @@ def test_the_strongest_attack_is_above_the_exact_margin_and_close(graded):
     p = stats.binom.ppf(ALARM / 8, 4000, 0.5) / 4000 - np.sqrt(np.log(100 / ALARM) / 8000)
     most = optimize.brentq(lambda s: graded.probability(float(r[0]), s) - p, 0, 2 * float(r[0]))
     for direction in (None, linearised_radii(graded, x, r, generator=seeded(0)).direction):
-        found = strongest_attack(graded, x, r, direction=direction, confidence=1 - ALARM, judging_samples=4000)
+        found = strongest_attack(
+            graded, x, r, direction=direction, confidence=1 - ALARM, judging_samples=4000, final_samples=4000
+        )
         assert found.confirmed.all() and not found.censored.any()
         assert (found.radius >= exact).all()
         # where P is below p, 4,000 samples reject 1/2 in each of 100 tests with such certainty; the bracket and three
@@ -133,7 +138,9 @@ def test_confirmed_attacks_are_above_the_exact_margin_as_often_as_they_say():
     model, alpha, runs = LinearGaussianVAE(6, 3, seed=3), 0.4, 60
     r, x = torch.tensor([model.quantile(0.8)], dtype=torch.float64), uniform(1, 6)
     found = [
-        strongest_attack(model, x, r, steps=2, samples=4, judging_samples=100, confidence=1 - alpha, seed=10 * run)
+        strongest_attack(
+            model, x, r, steps=2, samples=4, judging_samples=100, final_samples=100, confidence=1 - alpha, seed=10 * run
+        )
         for run in range(runs)
     ]
     wrong = sum(bool(one.confirmed) and float(one.radius) < model.margin(float(r)) for one in found)
@@ -258,7 +265,7 @@ def test_certified_balls_of_a_shipped_model_hold_and_the_attacks_ball_does_not()
     assert (certificate.radius > 0.05).all()
     found = violations(vae, x, certificate.radius, r, directions=300, samples=50)
     assert found.tried == 3 * 301 and found.confirmed == 0
-    attack = strongest_attack(vae, x, r, steps=5, judging_samples=500, tolerance=0.2)
+    attack = strongest_attack(vae, x, r, steps=5, judging_samples=500, final_samples=500, tolerance=0.2)
     assert (attack.radius > certificate.radius).all()
     beyond = violations(
         vae,
