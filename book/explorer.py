@@ -302,6 +302,7 @@ def draw_distances(axes: Axes, clean: np.ndarray, moved: np.ndarray, r: float) -
         color="0.3",
         label="no perturbation",
     )
+    axes.margins(y=0.15)  # room for the name of the line
     axes.axvline(r, color="black", linestyle="--")
     axes.annotate(
         f"r = {r:.3g}", (r, 1), xycoords=("data", "axes fraction"), xytext=(4, -10), textcoords="offset points"
