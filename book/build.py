@@ -407,7 +407,7 @@ def build_site(out: Path) -> int:
     site, work, note = out / "html", out / "site", out / "html.sha256"
     executed = out / "executed/notebooks"
     pages = [*files_under(ROOT / "book"), *(ROOT / "notebooks").glob("*.md"), *executed.glob("*.ipynb")]
-    shown = [*(ROOT / "vaerobust").glob("*.py"), *(ROOT / "tests").glob("test_*.py"), ROOT / "CITATION.cff"]
+    shown = [*files_under(ROOT / "vaerobust"), *(ROOT / "tests").glob("test_*.py"), ROOT / "CITATION.cff"]
     made_from = digest([*pages, *shown, out / "claims.json", ROOT / "_config.yml", ROOT / "_toc.yml", LOCK])
     front = f"The book is in {os.path.relpath(site / 'index.html')}"
     if (site / "index.html").exists() and note.exists() and note.read_text() == made_from:

@@ -234,12 +234,19 @@ class Visitor:
             service_workers="block",
         )  # fmt: skip
         self.contexts.append(context)
-        context.set_default_timeout(15_000)
+        context.set_default_timeout(60_000)
         context.route("**/*", self.guard)
         page = context.new_page()
         page.on("console", lambda message: message.type == "error" and self.problems.append(f"console: {message.text}"))
         page.on("pageerror", lambda error: self.problems.append(f"exception: {error}"))
-        page.on("requestfailed", lambda request: self.problems.append(f"failed: {request.url} {request.failure}"))
+        page.on(
+            "requestfailed",
+            # without scripting, a browser drops what the page would preload for it
+            lambda request: (
+                (javascript or request.resource_type != "script")
+                and self.problems.append(f"failed: {request.url} {request.failure}")
+            ),
+        )
         page.on(
             "response",
             lambda answer: answer.status >= 400 and self.problems.append(f"{answer.status}: {answer.url}"),

@@ -1,0 +1,146 @@
+// What the explorer draws: images, a histogram, and the bounds on the axis of the slider.
+
+const SVG = "http://www.w3.org/2000/svg";
+const BINS = 45;
+const SHOWN = 3; // the histogram ends at so many times r; what lies beyond is in its last bin
+const PADDING = { left: 46, right: 12, top: 22, bottom: 38 };
+
+/** A number with three significant digits, in full. */
+export const shortly = (value) => String(Number(value.toPrecision(3)));
+
+export function element(tag, attributes = {}, ...children) {
+  const made = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
+  made.append(...children);
+  return made;
+}
+
+function shape(tag, attributes, text = "") {
+  const made = document.createElementNS(SVG, tag);
+  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
+  made.textContent = text;
+  return made;
+}
+
+/** Draw grey values in [0, 1] on a canvas; what a perturbation takes beyond is cut off. */
+export function drawImage(canvas, pixels) {
+  const image = new ImageData(canvas.width, canvas.height);
+  for (let i = 0; i < image.width * image.height; i++) {
+    image.data.fill(255 * Math.min(1, Math.max(0, pixels[i])), 4 * i, 4 * i + 3); // ImageData rounds by itself
+    image.data[4 * i + 3] = 255;
+  }
+  canvas.getContext("2d").putImageData(image, 0, 0);
+}
+
+/** Share of the values in each bin. r is an edge between two, so that a bar lies on one side of it. */
+function shares(distances, r) {
+  const out = new Float64Array(BINS);
+  const width = (SHOWN * r) / BINS;
+  const inside = BINS / SHOWN;
+  for (const d of distances) {
+    const bin = d <= r ? Math.min(Math.floor(d / width), inside - 1) : Math.max(Math.floor(d / width), inside);
+    out[Math.min(bin, BINS - 1)] += 1 / distances.length;
+  }
+  return out;
+}
+
+const CEILINGS = [0.1, 0.2, 0.4, 0.7, 1];
+
+/** The distribution of D: bars with the perturbation, an outline without. */
+export function drawHistogram(svg, distances, unperturbed, r) {
+  const [width, height] = [svg.clientWidth, svg.clientHeight];
+  const [moved, clean] = [shares(distances, r), shares(unperturbed, r)];
+  const most = Math.max(...moved, ...clean);
+  const ceiling = CEILINGS.find((value) => value >= most) ?? 1; // in steps, so that it does not tremble
+  const x = (bin) => PADDING.left + ((width - PADDING.left - PADDING.right) * bin) / BINS;
+  const y = (share) => height - PADDING.bottom - (height - PADDING.top - PADDING.bottom) * Math.min(1, share / ceiling);
+  const shapes = [hatching(), ...axes(x, y, ceiling, r, width, height)];
+  moved.forEach((share, bin) => {
+    if (share === 0) return;
+    const box = { x: x(bin), y: y(share), width: x(bin + 1) - x(bin) - 0.5, height: y(0) - y(share) };
+    const kind = bin < BINS / SHOWN ? "within" : "beyond";
+    shapes.push(shape("rect", { ...box, class: kind }));
+    if (kind === "beyond") shapes.push(shape("rect", { ...box, fill: "url(#explorer-hatching)" }));
+  });
+  const outline = [...clean].map((share, bin) => `H${x(bin)}V${y(share)}`).join("") + `H${x(BINS)}V${y(0)}`;
+  shapes.push(shape("path", { d: `M${x(0)} ${y(0)}${outline}`, class: "unperturbed" }));
+  const edge = x(BINS / SHOWN);
+  shapes.push(shape("path", { d: `M${edge} ${y(0)}V${PADDING.top - 6}`, class: "radius" }));
+  shapes.push(shape("text", { x: edge + 5, y: PADDING.top - 8 }, `r = ${shortly(r)}`));
+  svg.replaceChildren(...shapes);
+}
+
+/** Lines over the bars beyond r, so that colour is not their only sign. */
+function hatching() {
+  const size = { width: 5, height: 5, patternUnits: "userSpaceOnUse", patternTransform: "rotate(45)" };
+  const pattern = shape("pattern", { id: "explorer-hatching", ...size });
+  pattern.append(shape("rect", { width: 1.5, height: 5, class: "hatch" }));
+  return pattern;
+}
+
+function axes(x, y, ceiling, r, width, height) {
+  const shapes = [shape("path", { d: `M${x(0)} ${y(ceiling)}V${y(0)}H${x(BINS)}`, class: "axis" })];
+  for (let times = 0; times <= SHOWN; times++) {
+    const at = (times * BINS) / SHOWN;
+    const label = (times === SHOWN ? "≥ " : "") + shortly(times * r);
+    shapes.push(shape("text", { x: x(at), y: y(0) + 15, "text-anchor": times < SHOWN ? "middle" : "end" }, label));
+  }
+  for (const share of [0, ceiling]) {
+    shapes.push(shape("text", { x: x(0) - 5, y: y(share) + 4, "text-anchor": "end" }, `${Math.round(100 * share)} %`));
+  }
+  const title = "distance D(x, δ), in pixel values";
+  shapes.push(shape("text", { x: (x(0) + x(BINS)) / 2, y: height - 4, "text-anchor": "middle" }, title));
+  return shapes;
+}
+
+/** The axis of sizes: linear below the first of them, logarithmic above; shared with book/explorer.py. */
+export class SizeAxis {
+  constructor([least, most]) {
+    this.least = least;
+    this.most = most;
+  }
+
+  /** Where a size stands, from 0 to 1. */
+  position(size) {
+    return Math.min(1, Math.log1p(size / this.least) / Math.log1p(this.most / this.least));
+  }
+
+  size(position) {
+    return this.least * Math.expm1(position * Math.log1p(this.most / this.least));
+  }
+
+  /** Draw the ticks: 0 and powers of ten. */
+  drawTicks(place) {
+    const ticks = [0];
+    for (let tick = 10 ** Math.ceil(Math.log10(this.least) + 0.5); tick <= this.most; tick *= 10) ticks.push(tick);
+    place.replaceChildren(
+      ...ticks.map((tick) => element("span", { style: `left:${100 * this.position(tick)}%` }, shortly(tick))),
+    );
+  }
+}
+
+const MARKERS = { "theorem 1": "▲", certified: "■", attack: "◆", random: "●" };
+
+/**
+ * Lay the bounds out below the slider, one a row: a button at its place that moves the slider there. Each of them has a
+ * column, a size, what it is called and of what kind it is.
+ */
+export function drawBounds(place, bounds, axis, go) {
+  place.querySelectorAll(".explorer-bound").forEach((old) => old.remove());
+  for (const bound of bounds) {
+    const marker = element("span", { class: "marker", "aria-hidden": "true" }, MARKERS[bound.column]);
+    const words = element("span", {}, bound.name, element("span", { class: "kind" }, ` ${bound.kind}`));
+    const title = "Move the slider to this size";
+    const button = element("button", { type: "button", "data-bound": bound.column, title }, marker, words);
+    button.addEventListener("click", () => go(bound.size));
+    place.append(element("div", { class: "explorer-bound" }, button));
+    placeBound(button, marker.offsetWidth / 2, axis.position(bound.size));
+  }
+}
+
+/** Put the middle of the marker at its place, and the words on the side where there is more room. */
+function placeBound(button, half, position) {
+  const [side, edge] = position <= 0.5 ? ["left", position] : ["right", 1 - position];
+  button.style[side] = `calc(${100 * edge}% - ${half}px)`;
+  button.classList.toggle("turned", side === "right");
+}

@@ -1,0 +1,362 @@
+// The live explorer: a VAE in the reader's browser, an image, a perturbation, and what becomes of the reconstruction.
+
+import { drawBounds, drawHistogram, drawImage, element, shortly, SizeAxis } from "./charts.js";
+import { Directions, Noise, Probe, SAMPLES, unitRows } from "./probe.js";
+import { clopperPearson, crc32, median } from "./statistics.js";
+import { Vae } from "./vae.js";
+
+const SIDE = 28;
+const SAMPLED = 5; // reconstructions that are shown
+const QUIET = 500; // ms without a change before the result is announced
+const STEPS = 1000; // of the slider
+
+/** Get a file; what went wrong is an error whose message a reader understands. */
+async function fetched(url, options) {
+  let answer;
+  try {
+    answer = await fetch(url, options);
+  } catch {
+    throw new Error("the server does not answer");
+  }
+  if (!answer.ok) throw new Error(`the server answers ${answer.status}`);
+  return answer;
+}
+
+class Explorer {
+  constructor(root) {
+    this.root = root;
+    this.folder = root.dataset.folder;
+    this.form = this.find("form");
+    this.controls = this.form.elements;
+    this.size = 0;
+    this.requests = 0;
+  }
+
+  find(selector) {
+    return this.root.querySelector(selector);
+  }
+
+  async start() {
+    try {
+      const answer = await fetched(`${this.folder}index.json`, { cache: "no-cache" });
+      this.index = await answer.json();
+    } catch (error) {
+      this.complain(`The explorer cannot start: ${error.message}. The figure shows one of its states.`);
+      return;
+    }
+    this.axis = new SizeAxis(this.index.sizes);
+    this.fillChoices();
+    this.pictures = this.makePictures();
+    this.find(".explorer-static").hidden = true;
+    this.form.hidden = false;
+    this.axis.drawTicks(this.find(".explorer-ticks"));
+    this.listen();
+    await this.chooseModel();
+  }
+
+  complain(message) {
+    const place = this.find(".explorer-message");
+    place.textContent = message;
+    place.hidden = message === "";
+  }
+
+  // What there is to choose
+
+  fillChoices() {
+    const there = Object.keys(this.index.datasets).filter((name) => this.modelsOf(name).length);
+    const { model, image, radius } = this.index.start;
+    this.model = this.index.models.find(({ name }) => name === model);
+    for (const name of there) this.controls.dataset.append(new Option(this.index.datasets[name].title, name));
+    this.controls.dataset.value = this.model.dataset;
+    this.controls.r.value = radius;
+    this.fillModels();
+    this.fillImages(image);
+  }
+
+  modelsOf(dataset) {
+    return this.index.models.filter((model) => model.dataset === dataset);
+  }
+
+  /** Offer the models of the data set; the one with the same beta and tau as before is chosen, else the first. */
+  fillModels() {
+    const models = this.modelsOf(this.controls.dataset.value);
+    const chosen = models.find(({ beta, tau }) => beta === this.model.beta && tau === this.model.tau) ?? models[0];
+    const title = ({ beta, tau }) => `β = ${beta}` + (tau ? `, τ = ${tau}` : "");
+    const options = models.map((model) => new Option(title(model), model.name, false, model === chosen));
+    this.controls.model.replaceChildren(...options);
+  }
+
+  /** Offer the images of the data set; the one at the same place as before is chosen. */
+  fillImages(chosen = this.image) {
+    const dataset = this.index.datasets[this.controls.dataset.value];
+    const grey = Uint8Array.from(atob(dataset.grey), (letter) => letter.charCodeAt(0));
+    this.images = dataset.classes.map((_, i) =>
+      // single precision, as in the package
+      Float64Array.from(grey.subarray(i * SIDE ** 2, (i + 1) * SIDE ** 2), (value) => Math.fround(value / 255)),
+    );
+    const group = this.find(".explorer-images");
+    group.querySelectorAll("label").forEach((old) => old.remove());
+    dataset.classes.forEach((shown, i) => {
+      const canvas = element("canvas", { width: SIDE, height: SIDE, "aria-hidden": "true" });
+      const title = `Test image ${i + 1}: ${shown}`;
+      const radio = element("input", { type: "radio", name: "image", value: i, "aria-label": title });
+      radio.checked = i === chosen;
+      group.append(element("label", { title }, radio, canvas));
+      drawImage(canvas, this.images[i]);
+    });
+  }
+
+  makePictures() {
+    const titles = [
+      ["input", "x"], ["perturbed input", "x + δ"],
+      ["reconstruction of the input", "g(μ(x))"], ["reconstruction of the perturbed input", "g(μ(x + δ))"],
+      ...Array.from({ length: SAMPLED }, (_, i) => [`sampled reconstruction ${i + 1}`, `sample ${i + 1}`]),
+    ];
+    const groups = [element("div"), element("div")]; // those of the mean latent, and the samples
+    this.find(".explorer-pictures").append(...groups);
+    return titles.map(([alt, title], i) => {
+      const canvas = element("canvas", { width: SIDE, height: SIDE, role: "img", "aria-label": alt });
+      const group = groups[Number(i >= titles.length - SAMPLED)];
+      group.append(element("div", {}, canvas, element("span", { "aria-hidden": "true" }, title)));
+      return canvas;
+    });
+  }
+
+  // What a choice changes
+
+  listen() {
+    const on = (name, change) => this.form.addEventListener("change", ({ target }) => target.name === name && change());
+    on("dataset", () => {
+      this.fillModels();
+      this.fillImages();
+      this.chooseModel();
+    });
+    on("model", () => this.chooseModel());
+    on("image", () => this.choosePerturbation());
+    on("direction", () => this.choosePerturbation());
+    on("r", () => this.choosePerturbation());
+    this.controls.size.addEventListener("input", () => {
+      this.size = this.axis.size(this.controls.size.value / STEPS);
+      this.drawSoon();
+    });
+    this.form.addEventListener("submit", (event) => event.preventDefault());
+    new ResizeObserver(([{ contentRect }]) => this.fit(contentRect.width)).observe(this.form);
+  }
+
+  /** Fetch the chosen model, unless it is there; only the last of several requests counts. */
+  async chooseModel() {
+    const request = ++this.requests;
+    const model = this.index.models.find(({ name }) => name === this.controls.model.value);
+    this.complain("");
+    this.form.setAttribute("aria-busy", "true");
+    this.find(".explorer-time").textContent = `Loading the model, ${(model.bytes / 1e6).toFixed(1)} MB …`;
+    if (this.wanted?.model !== model) this.wanted = { model, vae: this.load(model) };
+    try {
+      const vae = await this.wanted.vae;
+      if (request !== this.requests) return;
+      this.model = model;
+      this.vae = vae;
+      this.noise ??= new Noise(vae.latents, vae.pixels);
+      this.random = undefined; // of the model before
+      this.find(".explorer-outcome").hidden = false;
+      this.size ||= this.boundOf("attack"); // where something is to be seen at once
+      this.choosePerturbation();
+    } catch (error) {
+      if (request !== this.requests) return;
+      this.vae = this.probe = this.wanted = undefined;
+      this.find(".explorer-outcome").hidden = true;
+      this.find(".explorer-time").textContent = "";
+      this.announce("");
+      this.complain(
+        `The model with ${this.controls.model.selectedOptions[0].text} could not be loaded: ${error.message}.` +
+          " Reload the page, or choose another model.",
+      );
+    } finally {
+      if (request === this.requests) this.form.removeAttribute("aria-busy");
+    }
+  }
+
+  /** Get a model's file; its checksum in the address keeps a browser from showing an older one. */
+  async load(model) {
+    const answer = await fetched(`${this.folder}${model.name}.bin?${model.crc32.toString(16)}`);
+    const content = await answer.arrayBuffer();
+    if (content.byteLength !== model.bytes) {
+      throw new Error(`its file is incomplete (${content.byteLength} of ${model.bytes} bytes)`);
+    }
+    if (crc32(new Uint8Array(content)) !== model.crc32) throw new Error("its file is corrupt");
+    return new Vae(content, this.index.tensors, model.tau);
+  }
+
+  choosePerturbation() {
+    if (!this.vae) return; // it could not be loaded
+    const directions = this.controls.direction.value === "worst" ? this.worst() : this.randomly();
+    this.probe = new Probe(this.vae, this.images[this.image], directions, this.noise);
+    this.moveSlider();
+    this.drawBounds();
+    this.draw();
+  }
+
+  get image() {
+    return Number(this.controls.image.value);
+  }
+
+  get bounds() {
+    return this.model.bounds[this.controls.r.value];
+  }
+
+  boundOf(column) {
+    return this.bounds[column][this.image];
+  }
+
+  randomly() {
+    this.random ??= new Directions(this.vae, this.noise.directions);
+    return this.random;
+  }
+
+  /** The direction of the attack's perturbation; that for the other r where none was needed for this one. */
+  worst() {
+    const of = (which) => {
+      const start = this.image * this.vae.pixels;
+      return unitRows(this.vae.tensors[`worst ${which}`].slice(start, start + this.vae.pixels), this.vae.pixels);
+    };
+    const own = of(this.controls.r.value);
+    const there = own.some((value) => value !== 0);
+    return new Directions(this.vae, there ? own : of(this.controls.r.value === "own" ? "fixed" : "own"));
+  }
+
+  // What is shown
+
+  go(size) {
+    this.size = size;
+    this.moveSlider();
+    this.draw();
+  }
+
+  moveSlider() {
+    this.controls.size.value = Math.round(STEPS * this.axis.position(this.size));
+  }
+
+  drawSoon() {
+    this.soon ??= requestAnimationFrame(() => {
+      this.soon = undefined;
+      this.draw();
+    });
+  }
+
+  draw() {
+    if (!this.probe) return;
+    const start = performance.now();
+    const r = this.boundOf("r");
+    const shown = this.probe.at(this.size);
+    const number = shown.distances.filter((d) => d <= r).length;
+    const [low, high] = clopperPearson(number, SAMPLES, this.index.confidence);
+    this.result = { ...shown, r, probability: number / SAMPLES, low, high };
+    this.drawPictures();
+    drawHistogram(this.find(".explorer-histogram"), shown.distances, this.probe.unperturbed, r);
+    this.drawWords();
+    this.milliseconds = performance.now() - start;
+    this.find(".explorer-time").textContent = `Computed in your browser in ${this.milliseconds.toFixed(0)} ms.`;
+  }
+
+  drawPictures() {
+    const { input, reconstruction, reconstructions } = this.result;
+    const width = this.vae.pixels;
+    const sampled = (i) => reconstructions.subarray(i * width, (i + 1) * width);
+    const samples = Array.from({ length: SAMPLED }, (_, i) => sampled(i));
+    const shown = [this.probe.x, input, this.probe.centre, reconstruction, ...samples];
+    shown.forEach((pixels, i) => drawImage(this.pictures[i], pixels));
+  }
+
+  drawWords() {
+    const { distances, r, probability, low, high } = this.result;
+    const percent = (value) => `${(100 * value).toFixed(1)}\u00a0%`;
+    const interval = `${100 * this.index.confidence}\u00a0% interval ${percent(low)} to ${percent(high)}`;
+    const estimate = `P(D ≤ r) ≈ ${percent(probability)}, ${interval}`;
+    const verdict = low > 0.5 ? "✔ r-robust here" : high <= 0.5 ? "✘ not r-robust here" : "○ undecided";
+    const size = shortly(this.size);
+    this.find(".explorer-number").textContent = size;
+    this.find(".explorer-here").style.left = `${100 * this.axis.position(this.size)}%`;
+    this.find(".explorer-probability").replaceChildren(element("strong", {}, verdict), ` ${estimate}`);
+    this.find(".explorer-reading").textContent = this.reading();
+    this.controls.size.setAttribute("aria-valuetext", size);
+    this.find(".explorer-histogram").setAttribute(
+      "aria-label",
+      `Histogram of ${SAMPLES} samples of D: median ${shortly(median(distances))} with the perturbation,` +
+        ` ${shortly(median(this.probe.unperturbed))} without; r is ${shortly(r)}`,
+    );
+    this.announce(`Size ${size}: ${verdict.slice(2)}. ${estimate}. ${this.reading()}`);
+  }
+
+  /** Say it to a screen reader once the reader has stopped moving. */
+  announce(text) {
+    clearTimeout(this.pending);
+    this.pending = setTimeout(() => (this.find(".explorer-status").textContent = text), QUIET);
+  }
+
+  /** What is known of all perturbations of this size. */
+  reading() {
+    const [certified, attack] = [this.boundOf("certified"), this.boundOf("attack")];
+    const confidence = `with ${100 * this.index["certified with confidence"]}\u00a0% confidence`;
+    if (certified > 0 && this.size <= certified) {
+      return `All directions: certified, ${confidence}, that no perturbation of this size breaks r-robustness.`;
+    }
+    if (this.size < attack || this.boundOf("censored") || !this.boundOf("confirmed")) {
+      return "All directions: not known. No certificate and no attack that succeeded reaches this size.";
+    }
+    return `All directions: broken, ${confidence}, by the attack's perturbation, which is no larger than this.`;
+  }
+
+  drawBounds() {
+    const bounds = Object.entries(this.index.bounds).map(([column, { name, kind }]) => {
+      const size = this.boundOf(column);
+      return { column, size, name: `${name} ${this.quoted(column, size)}`, kind: `(${kind})` };
+    });
+    drawBounds(this.find(".explorer-axis"), bounds, this.axis, (size) => this.go(size));
+  }
+
+  /** Draw anew what depends on the width. */
+  fit(width) {
+    if (width === this.width || !this.probe) return;
+    this.width = width;
+    this.drawBounds();
+    this.drawSoon();
+  }
+
+  /** The number of a bound, or what stands in its place. */
+  quoted(column, size) {
+    const censored = { attack: "censored", random: "random censored" }[column];
+    if (censored && this.boundOf(censored)) return `> ${shortly(size)}`;
+    if (column === "attack" && !this.boundOf("confirmed")) return `${shortly(size)}?`;
+    return shortly(size);
+  }
+
+  /** What the page shows, for tests. */
+  state() {
+    const busy = this.form.hasAttribute("aria-busy");
+    if (!this.probe) return { busy };
+    return {
+      busy,
+      model: this.model.name,
+      image: this.image,
+      direction: this.controls.direction.value,
+      radius: this.controls.r.value,
+      size: this.size,
+      r: this.result.r,
+      probability: this.result.probability,
+      interval: [this.result.low, this.result.high],
+      distances: [...this.result.distances],
+      input: [...this.result.input],
+      reconstruction: [...this.result.reconstruction],
+      centre: [...this.probe.centre],
+      milliseconds: this.milliseconds,
+    };
+  }
+}
+
+const explorer = new Explorer(document.getElementById("explorer"));
+window.explorer = {
+  ready: explorer.start().then(() => true),
+  state: () => explorer.state(),
+  go: (size) => explorer.go(size),
+  noise: () => ({ eta: [...explorer.noise.eta], directions: [...explorer.noise.directions] }),
+};

@@ -1,0 +1,99 @@
+// One image, one model, one kind of perturbation: what a perturbation of any size does to the reconstruction.
+
+import { normals } from "./statistics.js";
+
+export const SAMPLES = 300;
+const SEEDS = { eta: 1, nu: 2 };
+
+/** Noise of the encoder and directions of Algorithm 2, one of each a sample; the same for every image and model. */
+export class Noise {
+  constructor(latents, pixels) {
+    this.eta = normals(SAMPLES * latents, SEEDS.eta);
+    this.directions = unitRows(normals(SAMPLES * pixels, SEEDS.nu), pixels);
+  }
+}
+
+function norm(values) {
+  let sum = 0;
+  for (const value of values) sum += value * value;
+  return Math.sqrt(sum);
+}
+
+/** Scale every row to norm 1; a row of zeros stays one. */
+export function unitRows(values, width) {
+  for (let start = 0; start < values.length; start += width) {
+    const row = values.subarray(start, start + width);
+    const length = norm(row) || 1;
+    for (let i = 0; i < width; i++) row[i] /= length;
+  }
+  return values;
+}
+
+/** Directions of norm 1, one for all samples or one for each, and what the encoder's first layer makes of them. */
+export class Directions {
+  constructor(vae, rows) {
+    this.rows = rows;
+    this.number = rows.length / vae.pixels;
+    // the layer is linear, so this is computed once and only scaled at every step
+    this.slopes = withoutBias(vae.first(rows, this.number), vae.shared.bias);
+  }
+}
+
+/**
+ * D(x, delta) of Eq. 3, delta = size * direction: either one direction for all samples, the worst, or one for each, as
+ * in Algorithm 2. sigma is that of x, so the samples are g(mu(x + delta) + eta * sigma(x)).
+ */
+export class Probe {
+  constructor(vae, x, directions, noise) {
+    Object.assign(this, { vae, x, directions, noise });
+    this.base = vae.first(x, 1);
+    this.sigma = vae.sigmaFrom(this.base, 1);
+    const mu = vae.meanFrom(this.base, 1);
+    this.centre = vae.decode(mu, 1);
+    this.unperturbed = this.distances(vae.decode(this.latents(mu), SAMPLES));
+  }
+
+  /** All that is shown of one size: distances, and the first direction's input and reconstructions. */
+  at(size) {
+    const { vae, directions } = this;
+    const mu = vae.meanFrom(shifted(this.base, directions.slopes, size), directions.number);
+    const reconstructions = vae.decode(this.latents(mu), SAMPLES);
+    return {
+      input: this.x.map((value, i) => value + size * directions.rows[i]),
+      reconstruction: vae.decode(mu.subarray(0, vae.latents), 1),
+      reconstructions,
+      distances: this.distances(reconstructions),
+    };
+  }
+
+  /** mu + eta * sigma, one row a sample; there is one mu for all of them, or one for each. */
+  latents(mu) {
+    const width = this.vae.latents;
+    const z = new Float64Array(SAMPLES * width);
+    for (let i = 0; i < SAMPLES; i++) {
+      const of = mu.length === width ? 0 : i * width;
+      for (let j = 0; j < width; j++) z[i * width + j] = mu[of + j] + this.noise.eta[i * width + j] * this.sigma[j];
+    }
+    return z;
+  }
+
+  distances(reconstructions) {
+    const width = this.vae.pixels;
+    const out = new Float64Array(SAMPLES);
+    for (let i = 0, at = 0; i < SAMPLES; i++) {
+      let sum = 0;
+      for (let j = 0; j < width; j++, at++) sum += (reconstructions[at] - this.centre[j]) ** 2;
+      out[i] = Math.sqrt(sum);
+    }
+    return out;
+  }
+}
+
+function withoutBias(values, bias) {
+  for (let i = 0; i < values.length; i++) values[i] -= bias[i % bias.length];
+  return values;
+}
+
+function shifted(base, slopes, size) {
+  return slopes.map((slope, i) => base[i % base.length] + size * slope);
+}
