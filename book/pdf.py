@@ -49,6 +49,7 @@ def print_page(browser: str, source: Path, target: Path) -> None:
         page = chromium.new_page(color_scheme="light")
         page.goto(source.as_uri(), wait_until="load", timeout=120_000)
         page.evaluate("() => MathJax.startup.promise.then(() => true)")
+        page.evaluate("document.querySelectorAll('.toggle-hidden').forEach(it => it.classList.remove('toggle-hidden'))")
         page.evaluate("""() => Promise.all([...document.images].map(image => {
             image.loading = "eager";
             return image.decode().catch(() => null);

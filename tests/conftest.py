@@ -234,7 +234,7 @@ class Visitor:
             service_workers="block",
         )  # fmt: skip
         self.contexts.append(context)
-        context.set_default_timeout(15_000)
+        context.set_default_timeout(60_000)
         context.route("**/*", self.guard)
         page = context.new_page()
         page.on("console", lambda message: message.type == "error" and self.problems.append(f"console: {message.text}"))

@@ -26,6 +26,7 @@ STILL = "*, ::before, ::after { transition: none !important; animation: none !im
 LOOK = r"""async () => {
   const wrong = [], article = document.querySelector("article") ?? document.body;
   document.querySelectorAll("details").forEach(folded => folded.open = true);
+  document.querySelectorAll(".toggle-hidden").forEach(folded => folded.classList.remove("toggle-hidden"));
   for (const image of document.images) {
     image.loading = "eager";
     await image.decode().catch(() => 0);

@@ -144,8 +144,12 @@ def fill_page(app: Sphinx, docname: str, source: list[str]) -> None:
 
 def figure(app: Sphinx, name: str, label: str) -> str:
     """Write a figure that a notebook drew to a file; return the path and the options of the directive that shows it."""
-    notebook = nbformat.read(executed_folder(app) / f"{name}.ipynb", as_version=4)
-    cell = next(c for c in notebook.cells if c.metadata.get("mystnb", {}).get("figure", {}).get("name") == label)
+    executed = executed_folder(app) / f"{name}.ipynb"
+    cells = nbformat.read(executed, as_version=4).cells if executed.exists() else []
+    cell = next((c for c in cells if c.metadata.get("mystnb", {}).get("figure", {}).get("name") == label), None)
+    if cell is None:
+        log.warning("no figure %s in the executed copy of %s: run book/build.py", label, name)
+        return ""
     describe_images(cell)
     image = cell.metadata.mystnb.image
     kind, content = next(
