@@ -16,6 +16,7 @@ from torch import Tensor
 
 from vaerobust import checks
 from vaerobust.criterion import (
+    DIRECTIONS,
     ROWS,
     Quantile,
     distance_quantile,
@@ -23,6 +24,7 @@ from vaerobust.criterion import (
     distances_in_random_directions,
     normal,
     slices,
+    unit_directions,
 )
 from vaerobust.model import GaussianVAE
 
@@ -267,6 +269,7 @@ def random_direction_radius(
     r = checks.per_point("r", r, len(x), x)
     checks.positive("limit", limit)
     checks.positive("tolerance", tolerance)
+    checks.count("samples", samples)
     checks.count("grid", grid, least=2)
     checks.probability("confidence", confidence)
     tail = (1 - confidence) / 2
@@ -295,15 +298,14 @@ class _Draws:
         mu, self.sigma = model.encode(x)
         self.centre = model.decode(mu)
         self.number = torch.zeros(len(x), dtype=torch.int64, device=x.device)
-        self.kept = list(self._noise()) if samples <= ROWS else None
+        self.kept = list(self._noise()) if samples <= DIRECTIONS else None
 
     def _noise(self) -> Iterator[tuple[slice, Tensor, Tensor]]:
         """Draw eta and unit directions, some samples at a time."""
         generator = torch.Generator(self.x.device).manual_seed(self.seed)
         eta = normal(self.samples, self.sigma, generator)
-        for j in slices(self.samples, ROWS):
-            nu = normal(j.stop - j.start, self.x, generator)
-            yield j, eta[j], nu / nu.norm(dim=-1, keepdim=True)
+        for j, direction in unit_directions(self.samples, self.x, generator):
+            yield j, eta[j], direction
 
     def within(self, rows: Tensor, radius: Tensor, asked: Tensor) -> Tensor:
         """Tell for some points, each with a radius, which of the samples that are asked have D <= r; (k, samples)."""
