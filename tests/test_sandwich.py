@@ -57,9 +57,8 @@ def test_lower_bounds_lie_below_upper_bounds(measured):
         assert (table["certified"] > 0).all()
         assert table["confirmed"].all() and not table["censored"].any()
         assert (table["certified"] < table["attack"]).all()
-        assert (
-            table["moment at attack"] > 0.3
-        ).all()  # half of the samples are beyond r, so that it is 1/2 but for them
+        # half of the mass lies beyond r, so the mean of D^2 / r^2 is 1/2 at least, but for a tenth that samples may err
+        assert (table["moment at attack"] > 0.45).all()
         assert (table["attack"] < table["random"]).all()  # in 12 dimensions a random direction is far from the worst
         assert (table["decoder aware"] > 0).all() and (table["second moment"] > 0).all()
 
