@@ -71,7 +71,7 @@ def barriers(page: Page, theme: str) -> list[str]:
     # preload would fetch the imports of style sheets, from where the page is instead of from where the sheet is
     options = {"resultTypes": ["violations"], "preload": False}
     if theme == "dark":
-        options["runOnly"] = ["cat.color"]
+        options["runOnly"] = ["color-contrast", "link-in-text-block"]
     found = page.evaluate("options => axe.run(options)", options)["violations"]
     return [
         f"{theme}: {rule['id']} ({rule['impact']}): {node['html'][:200]} {node['failureSummary']}"
