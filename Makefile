@@ -5,13 +5,16 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help book claims test smoke train study data serve bench lint clean lock
+.PHONY: help book pdf claims picture test smoke train study data serve bench lint clean lock
 
 help: ## List the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  \1\t\2/' | expand -t 12
 
 book: $(READY) ## Execute the notebooks at full scale and build the book: _build/html/index.html
 	$(BIN)/python book/build.py
+
+pdf: book ## Print the whole book into one file: _build/book.pdf (needs Chromium or Chrome)
+	$(BIN)/python book/pdf.py
 
 claims: $(READY) ## Accept the verdicts of the last full-scale build: book/claims.json and the summary in README.md
 	$(BIN)/python book/claims.py
@@ -28,6 +31,9 @@ train: $(READY) ## Train all 15 models from scratch into _build/models (an hour 
 
 study: $(READY) ## Train the further seeds and measure the missing summaries of chapter 7 (hours; resumes)
 	$(BIN)/python -m vaerobust study
+
+picture: $(READY) ## Draw the picture of the README anew
+	$(BIN)/python book/picture.py
 
 data: $(READY) ## Fetch MNIST and fashion-MNIST into the cache
 	$(BIN)/python -m vaerobust data

@@ -277,6 +277,11 @@ def execute(tasks: list[Task], jobs: int) -> dict[str, str]:
     return problems
 
 
+def search_path() -> str:
+    """Return where a child process looks for packages: in this checkout first."""
+    return os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+
+
 def leave_interrupts_to_parent() -> None:
     """Ignore Ctrl-C in a worker: the parent gets it too, and ends the workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -289,7 +294,7 @@ def prepare_environment(scratch: Path, threads: int) -> None:
         JUPYTER_PREFER_ENV_PATH="1",  # the kernel of this environment, not one that the user installed
         TMPDIR=str(scratch),  # where the connection files of the kernels go
         IPYTHONDIR=str(scratch / "ipython"),
-        PYTHONPATH=os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
+        PYTHONPATH=search_path(),
     )
     os.environ.pop("JUPYTER_PATH", None)
     # which source of data failed has been said by now; a kernel without a network would say it again, on stderr
@@ -402,21 +407,16 @@ def build_site(out: Path) -> int:
     site, work, note = out / "html", out / "site", out / "html.sha256"
     executed = out / "executed/notebooks"
     pages = [*files_under(ROOT / "book"), *(ROOT / "notebooks").glob("*.md"), *executed.glob("*.ipynb")]
-    explored = files_under(ROOT / "vaerobust")  # models and summaries are on the page of the explorer
-    made_from = digest([*pages, *explored, out / "claims.json", ROOT / "_config.yml", ROOT / "_toc.yml", LOCK])
+    shown = [*files_under(ROOT / "vaerobust"), *(ROOT / "tests").glob("test_*.py"), ROOT / "CITATION.cff"]
+    made_from = digest([*pages, *shown, out / "claims.json", ROOT / "_config.yml", ROOT / "_toc.yml", LOCK])
     front = f"The book is in {os.path.relpath(site / 'index.html')}"
     if (site / "index.html").exists() and note.exists() and note.read_text() == made_from:
         print(f"site: up to date\n{front}")
         return 0
     start = time.perf_counter()
     shutil.rmtree(work, ignore_errors=True)  # from nothing: glued numbers and renamed pages never go stale
-    start_book = "from jupyter_book.cli.main import main; main()"
-    if not sys.stderr.isatty():
-        start_book = "from sphinx.util.console import nocolor; nocolor(); " + start_book
-    command = [sys.executable, "-c", start_book, "build", str(ROOT)]
-    options = ["--path-output", str(work), "--all", "-q", "-W", "-n", "--keep-going"]
-    environment = os.environ | {"VAEROBUST_OUT": str(out)}
-    done = subprocess.run(command + options, env=environment, stdout=subprocess.PIPE, text=True, check=False)
+    environment = os.environ | {"VAEROBUST_OUT": str(out), "PYTHONPATH": search_path()}
+    done = subprocess.run(book_command(work, "html"), env=environment, stdout=subprocess.PIPE, text=True, check=False)
     built = work / "_build/html"
     if done.returncode:
         print(
@@ -433,6 +433,15 @@ def build_site(out: Path) -> int:
     note.write_text(made_from)
     print(f"site: done in {time.perf_counter() - start:.0f} s\n{front}")
     return 0
+
+
+def book_command(work: Path, builder: str) -> list[str]:
+    """Return the command that makes Jupyter Book build all pages anew below ``work``, with warnings as errors."""
+    start = "from jupyter_book.cli.main import main; main()"
+    if not sys.stderr.isatty():
+        start = "from sphinx.util.console import nocolor; nocolor(); " + start
+    options = ["--path-output", str(work), "--builder", builder, "--all", "-q", "-W", "-n", "--keep-going"]
+    return [sys.executable, "-c", start, "build", str(ROOT), *options]
 
 
 if __name__ == "__main__":

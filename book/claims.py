@@ -324,6 +324,12 @@ def summary(ledger: Ledger, *, linked: bool = False) -> str:
     return "\n".join([*rows, ""])
 
 
+def counts(ledger: Ledger) -> str:
+    """Return how many claims have which verdict, as one line of Markdown that links to the page of claims."""
+    found = (f"{text[:2]}**{len(by_verdict(ledger['claims'], word))}** {text[2:]}" for word, text in WORDS.items())
+    return f"{{.counts}}\n[{len(ledger['claims'])} claims](claims.md): {', '.join(found)}\n"
+
+
 def title(claim: Claim) -> str:
     """Return a claim's name in words."""
     words = [SPELLED.get(word, word) for word in claim["name"].split("-")]

@@ -12,7 +12,9 @@ from scipy import optimize, stats
 
 from vaerobust import algorithms
 from vaerobust.algorithms import algorithm_1_as_printed, algorithm_2_as_printed, minimum_r, random_direction_radius
+from vaerobust.criterion import distances_in_random_directions
 from vaerobust.linear import LinearGaussianVAE
+from vaerobust.weights import pretrained
 
 RUNS = 600
 
@@ -248,26 +250,38 @@ def test_the_radius_depends_neither_on_order_nor_on_company_nor_on_chunks(vae, m
     order = torch.tensor([4, 2, 0, 1, 3])
     shuffled = random_direction_radius(vae, x[order], r[order], limit=8.0, samples=150)
     alone = random_direction_radius(vae, x[3:4], r[3:4], limit=8.0, samples=150)
-    for name in ("radius", "low", "high", "censored", "tests"):
+    for name in ("radius", "low", "high", "censored", "drawn"):
         expected = getattr(whole, name)
         torch.testing.assert_close(getattr(shuffled, name), expected[order], rtol=DOUBLE, atol=0)
         torch.testing.assert_close(getattr(alone, name), expected[3:4], rtol=DOUBLE, atol=0)
-    for size in (1, 7):
-        monkeypatch.setattr(algorithms, "POINTS", size)
+    for size in (1, 300):
+        monkeypatch.setattr(algorithms, "HELD", size)
         chunked = random_direction_radius(vae, x, r, limit=8.0, samples=150)
-        for name in ("radius", "low", "high", "censored", "tests"):
+        for name in ("radius", "low", "high", "censored", "drawn"):
             torch.testing.assert_close(getattr(chunked, name), getattr(whole, name), rtol=DOUBLE, atol=0)
 
 
-def test_the_radii_looked_at_are_counted(square, monkeypatch):
-    """The grid's radii with 0, and those of the bisections, as often as samples are drawn for each point."""
+def test_draws_are_counted(square, monkeypatch):
     rows = []
-    encode = square.encode
-    monkeypatch.setattr(square, "encode", lambda x: rows.append(len(x)) or encode(x))
-    found = random_direction_radius(square, uniform(1, 4), square.quantile(0.9), limit=1.0, samples=50, grid=8)
-    # each radius costs 50 perturbed rows and the point itself
-    assert int(found.tests) == sum(rows) / 51
-    assert 9 < int(found.tests) <= 9 + 3 * 4  # from 1/8 to 0.01 takes four halvings in each of three searches
+    decode = square.decode
+    monkeypatch.setattr(square, "decode", lambda z: rows.append(len(z)) or decode(z))
+    found = random_direction_radius(square, uniform(1, 4), square.quantile(0.9), limit=1.0, samples=500, grid=8)
+    assert int(found.drawn) == sum(rows) - 1  # the point itself
+    # less than half of what it takes to ask all samples at each of the 9 radii of the grid and in 12 halvings
+    assert 500 <= int(found.drawn) < (9 + 12) * 500 / 2
+
+
+def test_no_sample_that_was_not_asked_would_have_changed_the_count():
+    """Ask every sample of a trained model at both ends of the last bracket; up to two may turn over by a rounding."""
+    model, x, samples, width = pretrained("mnist").vae, uniform(2, 784).float(), 1000, 1 / 128
+    r = minimum_r(model, x, level=0.9, samples=1000, generator=seeded(1)).value
+    found = random_direction_radius(model, x, r, limit=16.0, samples=samples, tolerance=width)
+    assert (found.radius > 0).all() and not found.censored.any()
+    inner, outer = (
+        (distances_in_random_directions(model, x, radius, samples=samples, generator=seeded(0)) <= r[:, None]).sum(1)
+        for radius in (found.radius, found.radius + width)
+    )
+    assert (inner >= samples / 2 - 2).all() and (outer < samples / 2 + 2).all()
 
 
 @pytest.mark.parametrize("run", [algorithm_1_as_printed, lambda model, x: algorithm_2_as_printed(model, x, 1.0)])

@@ -1,6 +1,6 @@
 """Robustness of variational autoencoders: criterion, bounds and attacks.
 
 Modules, each of which imports only from those before it: ``checks``, ``files``, ``data``, ``model``, ``linear``,
-``weights``, ``training``, ``commands``; ``criterion``, ``algorithms``, ``bounds``, ``attacks``, ``margins``;
-``figures``, ``page``.
+``protocol``, ``weights``, ``training``; ``criterion``, ``algorithms``, ``lipschitz``, ``bounds``, ``attacks``,
+``margins``, ``certificates``, ``sandwich``; ``summaries``, ``benchmarks``, ``commands``; ``figures``, ``page``.
 """

@@ -7,6 +7,7 @@ direction, so that radius overstates the margin; it is named *random-direction r
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -14,11 +15,25 @@ from scipy import stats
 from torch import Tensor
 
 from vaerobust import checks
-from vaerobust.criterion import Quantile, distance_quantile, distances, distances_in_random_directions, slices
+from vaerobust.criterion import (
+    DIRECTIONS,
+    ROWS,
+    Quantile,
+    distance_quantile,
+    distances,
+    distances_in_random_directions,
+    normal,
+    slices,
+    unit_directions,
+)
 from vaerobust.model import GaussianVAE
 
-POINTS = 1024
-"""Pairs of point and radius whose samples are held at a time."""
+HELD = 2**20
+"""Pairs of point and sample that a search looks after at a time: about 50 MB."""
+SCOUTS = 128
+"""Samples that tell at which radii of a grid all of them have to be asked."""
+RARE = 1e-9
+"""Chance that the scouts pass over a radius."""
 
 
 class Printed(NamedTuple):
@@ -57,8 +72,8 @@ class RandomDirectionRadius(NamedTuple):
     samples : int
         Samples at each radius.
     confidence : float
-    tests : Tensor of int, shape (n,)
-        Radii at which samples were drawn, for each point.
+    drawn : Tensor of int, shape (n,)
+        Samples drawn for each point, over all radii.
     """
 
     radius: Tensor
@@ -68,7 +83,7 @@ class RandomDirectionRadius(NamedTuple):
     limit: float
     samples: int
     confidence: float
-    tests: Tensor
+    drawn: Tensor
 
 
 def algorithm_1_as_printed(
@@ -199,6 +214,7 @@ def algorithm_2_as_printed(
     return Printed(radius if probability >= 0.5 else float("nan"), iterations, iterations * samples, probability >= 0.5)
 
 
+@torch.no_grad()
 def random_direction_radius(
     model: GaussianVAE,
     x: Tensor,
@@ -216,7 +232,8 @@ def random_direction_radius(
 
     A grid from ``limit`` down brackets the largest radius at which at least half of the samples have D <= r, then
     bisection narrows the bracket. Every radius meets the same noise and directions, so that the share of samples is a
-    fixed function of the radius and a search in it makes sense.
+    fixed function of the radius and a search in it makes sense. On the grid all samples are asked, but for radii that a
+    few of them rule out; while the bracket narrows, only those that differ between its ends, which are ever fewer.
 
     Parameters
     ----------
@@ -252,48 +269,119 @@ def random_direction_radius(
     r = checks.per_point("r", r, len(x), x)
     checks.positive("limit", limit)
     checks.positive("tolerance", tolerance)
+    checks.count("samples", samples)
     checks.count("grid", grid, least=2)
     checks.probability("confidence", confidence)
-    n = len(x)
     tail = (1 - confidence) / 2
     # a share of exactly 1/2 counts as robust in the printed algorithm, so the middle search asks for >= samples / 2
     fewest, most = stats.binom(samples, 0.5).ppf([tail, 1 - tail])
-    needed = torch.tensor([samples / 2, most + 1, fewest], dtype=x.dtype, device=x.device).repeat_interleave(n)
-
-    tests = torch.zeros(n, dtype=torch.int64, device=x.device)
-
-    def within(points: Tensor, radius: Tensor) -> Tensor:
-        """Count the samples with D <= r at the given rows of x and radii."""
-        tests.add_(points.bincount(minlength=n))
-        counts = []
-        for some in slices(len(points), POINTS):
-            generator = torch.Generator(x.device).manual_seed(seed)
-            d = distances_in_random_directions(
-                model, x[points[some]], radius[some], samples=samples, generator=generator, perturb_sigma=perturb_sigma
-            )  # fmt: skip
-            counts.append((d <= r[points[some], None]).sum(1))
-        return torch.cat(counts)
-
-    every = torch.arange(n, device=x.device)
     radii = torch.linspace(0, limit, grid + 1, dtype=x.dtype, device=x.device)
-    counts = within(every.repeat_interleave(len(radii)), radii.repeat(n)).reshape(n, -1)
-    held = counts.repeat(3, 1) >= needed[:, None]
-    last = torch.where(held.any(1), len(radii) - 1 - held.flip(1).int().argmax(1), -1)
-    low, high = radii[last.clamp(min=0)], radii[(last + 1).clamp(max=len(radii) - 1)]
-    open_ = (last >= 0) & (last < len(radii) - 1)
-    while open_.any() and float((high - low)[open_].max()) > tolerance:
-        rows = open_.nonzero()[:, 0]
+    found = []
+    for some in slices(len(x), max(1, HELD // samples)):
+        draws = _Draws(model, x[some], r[some], samples, seed, perturb_sigma)
+        brackets = _on_grid(draws, radii, [samples / 2, most + 1, fewest])
+        (radius, outer), (surely, _), (_, at_most) = (_narrowed(draws, bracket, tolerance) for bracket in brackets)
+        # the true radius may lie anywhere in the last bracket, so the upper limit is that bracket's upper end
+        found.append((radius, surely, at_most, outer == torch.inf, draws.number))
+    radius, low, high, censored, drawn = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return RandomDirectionRadius(radius, low, high, censored, limit, samples, confidence, drawn)
+
+
+class _Draws:
+    """Noise and directions, the same for every point and radius, and how many samples of D were made of them."""
+
+    def __init__(
+        self, model: GaussianVAE, x: Tensor, r: Tensor, samples: int, seed: int, perturb_sigma: bool
+    ) -> None:  # fmt: skip
+        self.model, self.x, self.r, self.samples = model, x, r, samples
+        self.seed, self.perturb_sigma = seed, perturb_sigma
+        mu, self.sigma = model.encode(x)
+        self.centre = model.decode(mu)
+        self.number = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+        self.kept = list(self._noise()) if samples <= DIRECTIONS else None
+
+    def _noise(self) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """Draw eta and unit directions, some samples at a time."""
+        generator = torch.Generator(self.x.device).manual_seed(self.seed)
+        eta = normal(self.samples, self.sigma, generator)
+        for j, direction in unit_directions(self.samples, self.x, generator):
+            yield j, eta[j], direction
+
+    def within(self, rows: Tensor, radius: Tensor, asked: Tensor) -> Tensor:
+        """Tell for some points, each with a radius, which of the samples that are asked have D <= r; (k, samples)."""
+        self.number[rows] += asked.sum(1)
+        out = torch.zeros_like(asked)
+        for j, eta, direction in self.kept or self._noise():
+            pairs = asked[:, j].nonzero()
+            for some in slices(len(pairs), ROWS):
+                at, draw = pairs[some].unbind(1)
+                i = rows[at]
+                mu, sigma = self.model.encode(self.x[i] + radius[at, None] * direction[draw])
+                z = mu + eta[draw] * (sigma if self.perturb_sigma else self.sigma[i])
+                out[at, draw + j.start] = (self.model.decode(z) - self.centre[i]).norm(dim=-1) <= self.r[i]
+        return out
+
+
+class _Bracket(NamedTuple):
+    """Where enough samples are within r and where not, and which are: shapes (n,), (n,), (n, samples), (n, samples)."""
+
+    low: Tensor
+    high: Tensor
+    at_low: Tensor
+    at_high: Tensor
+    needed: float
+
+
+def _on_grid(draws: _Draws, radii: Tensor, needed: list[float]) -> list[_Bracket]:
+    """Bracket the largest radius of a grid with as many samples within r as needed, for each of some numbers.
+
+    The bracket is from 0 to 0 if there is none, and ends in infinity where the last radius of all will do.
+    """
+    n, last = len(draws.x), len(radii) - 1
+    scouts = torch.arange(draws.samples, device=radii.device) < SCOUTS
+    plausible = stats.binom(int(scouts.sum()), min(needed) / draws.samples).ppf(RARE)
+    place = torch.full_like(draws.number, -1)
+    for k in range(last, -1, -1):
+        rows = (place < 0).nonzero()[:, 0]
+        seen = draws.within(rows, radii[k].expand(len(rows)), scouts.expand(len(rows), -1))
+        place[rows[seen.sum(1) >= plausible]] = k
+    nothing = torch.zeros(n, draws.samples, dtype=torch.bool, device=radii.device)
+    found = [
+        _Bracket(torch.zeros_like(draws.r), torch.zeros_like(draws.r), nothing.clone(), nothing.clone(), number)
+        for number in needed
+    ]
+    open_ = torch.ones(len(needed), n, dtype=torch.bool, device=radii.device)
+    place = torch.where(place >= 0, (place + 1).clamp(max=last), -1)  # the bracket's outer end is asked in full too
+    outer, at_outer = torch.full_like(draws.r, torch.inf), nothing
+    rows = (place >= 0).nonzero()[:, 0]
+    while len(rows):
+        radius = radii[place[rows]]
+        now = draws.within(rows, radius, torch.ones_like(at_outer[rows]))
+        for bracket, is_open in zip(found, open_, strict=True):
+            held = is_open[rows] & (now.sum(1) >= bracket.needed)
+            here = rows[held]
+            bracket.low[here], bracket.high[here] = radius[held], outer[here]
+            bracket.at_low[here], bracket.at_high[here] = now[held], at_outer[here]
+            is_open[here] = False
+        outer[rows], at_outer[rows] = radius, now
+        place[rows] -= 1
+        rows = rows[(place[rows] >= 0) & open_[:, rows].any(0)]
+    return found
+
+
+def _narrowed(draws: _Draws, bracket: _Bracket, tolerance: float) -> tuple[Tensor, Tensor]:
+    """Halve a bracket until it is as narrow as the tolerance; samples that agree at its ends are not asked between."""
+    low, high, at_low, at_high, needed = bracket
+    rows = torch.isfinite(high).nonzero()[:, 0]
+    while len(rows := rows[high[rows] - low[rows] > tolerance]):
         middle = (low[rows] + high[rows]) / 2
-        holds = within(rows % n, middle) >= needed[rows]
-        low[rows] = torch.where(holds, middle, low[rows])
-        high[rows] = torch.where(holds, high[rows], middle)
-    # the true radius may lie anywhere in the last bracket, so the upper limit is that bracket's upper end
-    radius, surely = torch.where(last >= 0, low, 0.0).reshape(3, n)[:2]
-    at_most = torch.where(last >= 0, high, 0.0).reshape(3, n)[2]
-    return RandomDirectionRadius(
-        radius, surely, torch.where(held.reshape(3, n, -1)[2, :, -1], torch.inf, at_most),
-        held[:n, -1], limit, samples, confidence, tests,
-    )  # fmt: skip
+        asked = at_low[rows] != at_high[rows]
+        now = torch.where(asked, draws.within(rows, middle, asked), at_low[rows])
+        holds = now.sum(1) >= needed
+        inner, outer = rows[holds], rows[~holds]
+        low[inner], at_low[inner] = middle[holds], now[holds]
+        high[outer], at_high[outer] = middle[~holds], now[~holds]
+    return low, high
 
 
 def _one_point(x: Tensor) -> None:

@@ -178,17 +178,23 @@ def encoder_gram(model: GaussianVAE, x: Tensor) -> Tensor:
         return torch.cat([jacobian @ jacobian.mT for jacobian in jacobians])
     (first, bias), *rest = [(weight.to(x), bias.to(x)) for weight, bias in mean_layers(model, x)]
     inner = first @ first.T
+    if not rest:
+        return inner.expand(len(x), -1, -1)
+    last = rest[-1][0].T.contiguous()
     grams = []
     for i in slices(len(x), POINTS):
         activations = [x[i] @ first.T + bias]
         for weight, shift in rest[:-1]:
             activations.append(torch.relu(activations[-1]) @ weight.T + shift)
-        product = torch.eye(len(inner)).to(x).expand(1, -1, -1) if not rest else rest[-1][0]
-        for k in reversed(range(len(rest))):
-            product = product * (activations[k] > 0)[:, None]
-            product = product @ rest[k - 1][0] if k else product
-        grams.append((product @ inner @ product.mT).expand(len(x[i]), -1, -1))
-    return torch.cat(grams)
+        # a point at a time: a third or so of the units are on there, and products over these alone take half as long
+        # as one of all points over all units
+        for switched in zip(*(activation > 0 for activation in activations), strict=True):
+            on = [units.nonzero()[:, 0] for units in switched]
+            product = last.index_select(0, on[-1]).T
+            for (weight, _), units, before in zip(rest[-2::-1], on[:0:-1], on[-2::-1], strict=True):
+                product = (product @ weight.index_select(0, units)).index_select(1, before)
+            grams.append(product @ inner.index_select(0, on[0]).index_select(1, on[0]) @ product.T)
+    return torch.stack(grams)
 
 
 def _spectral(gram: Tensor) -> Tensor:

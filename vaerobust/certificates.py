@@ -229,9 +229,16 @@ def certify(
     # the half-space lemma's own shift needs a smaller ball; W of the larger one says how small
     at = torch.minimum(1.03 * allowed(low, alone, 0), low)
     half_space = torch.minimum(at, allowed(at, alone, refine))
+    p_low = 1 - limits.mass.cpu().numpy()
     return Certificate(
-        torch.maximum(low, half_space).to(x), half_space.to(x), 1 - limits.mass.cpu().numpy(), found.samples, confidence
+        _rounded_down(torch.maximum(low, half_space), x), _rounded_down(half_space, x), p_low, found.samples, confidence
     )
+
+
+def _rounded_down(value: Tensor, like: Tensor) -> Tensor:
+    """Return numbers >= 0 in the precision of another tensor, none of them larger than it was."""
+    near = value.to(like)
+    return torch.where(near.to(value) > value, torch.nextafter(near, torch.zeros_like(near)), near)
 
 
 def _allowed(still: Tensor, moving: Tensor, shifts: Tensor) -> Tensor:
@@ -257,7 +264,9 @@ class _Limits:
     """Confidence limits on what fails, all of them at once with probability 1 - alpha.
 
     The largest of a moment over directions is reached in one fixed direction, and the sample's largest is at least the
-    sample's value there: so one scalar inequality does, whatever the number of latents.
+    sample's value there: so one scalar inequality does, whatever the number of latents. The errors are functions of
+    the mass alone, and what the limit of the mass makes of them is no less than what the mass itself, which is not
+    random, allows: see ``first_error``.
     """
 
     def __init__(self, found: Failures, still: Tensor, alpha: float) -> None:
@@ -275,7 +284,9 @@ class _Limits:
         density, tail = _density(edge), self.mass / 2
         fourth = 2 * ((edge**3 + 3 * edge) * density + 3 * tail)
         self.second_error = (2 * fourth * nats / found.samples).sqrt()
-        # and of signed ones, by their exponential moment; the second factor is E[t^2 exp(tilt |t|); |t| > edge]
+        # and of signed ones, by their exponential moment; the second factor is E[t^2 exp(tilt |t|); |t| > edge]. A tilt
+        # must not depend on the samples: take the one that is best for any mass from the true one upwards. It does no
+        # worse than the tilt that belongs to the limit, which is one of these masses
         square = 2 * (edge * density + tail)
         tilt = (2 * nats / (found.samples * square)).sqrt()
         lower = edge - tilt
@@ -288,6 +299,12 @@ class _Limits:
 
     def safe_shifts(self) -> Tensor:
         """Return the safe length of a shift along the directions of each band, shape (n, bands)."""
+        first, second = self.moments()
+        mass = self.mass[:, None].expand_as(first)
+        return safe_shift(mass.flatten(), first.flatten(), second.flatten()).reshape(first.shape)
+
+    def moments(self) -> tuple[Tensor, Tensor]:
+        """Return limits of |E 1_B a.eta| and E 1_B (a.eta)^2 along the directions of each band, shape (n, bands)."""
         edges = BANDS.to(self.metric) ** 2
         tilts = torch.tensor(TILTS).to(self.metric)
         weighed = tilts[:, None, None] * self.metric[:, None]
@@ -299,9 +316,7 @@ class _Limits:
             largest = torch.linalg.eigvalsh((1 + share) * outer[:, None] + 0.1 * weighed)[..., -1]
             largest = largest + (1 + 1 / share) * self.first_error[:, None] ** 2
             options.append(largest[:, :, None] - 0.1 * tilts[:, None] * edges)
-        first = torch.cat(options, 1).amin(1).clamp(min=0).sqrt()
-        mass = self.mass[:, None].expand_as(first)
-        return safe_shift(mass.flatten(), first.flatten(), second.clamp(min=0).flatten()).reshape(first.shape)
+        return torch.cat(options, 1).amin(1).clamp(min=0).sqrt(), second.clamp(min=0)
 
 
 def _density(t: Tensor) -> Tensor:

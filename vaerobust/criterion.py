@@ -25,6 +25,9 @@ from vaerobust.model import VAE, GaussianVAE
 ROWS = 16_384
 """Rows that pass through a network at a time: about 50 MB of reconstructions, whatever is asked for."""
 
+DIRECTIONS = 16_384
+"""Random directions that are held at a time. What is drawn may depend on it."""
+
 REFERENCES = ("mean", "sample")
 
 
@@ -170,15 +173,16 @@ def distances_in_random_directions(
     mu_x, sigma_x = model.encode(x)
     centre = model.decode(mu_x)
     eta = normal(samples, mu_x, generator)
-    nu = normal(samples, x, generator)
-    direction = nu / nu.norm(dim=-1, keepdim=True)
+    out = torch.empty(len(x), samples, dtype=x.dtype, device=x.device)
+    for drawn, direction in unit_directions(samples, x, generator):
 
-    def block(i: slice, j: slice) -> Tensor:
-        mu, sigma = encode_all(model, x[i, None] + radius[i, None, None] * direction[j])
-        z = mu + eta[j] * (sigma if perturb_sigma else sigma_x[i, None])
-        return _norms(decode_all(model, z) - centre[i, None])
+        def block(i: slice, j: slice, drawn: slice = drawn, direction: Tensor = direction) -> Tensor:
+            mu, sigma = encode_all(model, x[i, None] + radius[i, None, None] * direction[j])
+            z = mu + eta[drawn][j] * (sigma if perturb_sigma else sigma_x[i, None])
+            return _norms(decode_all(model, z) - centre[i, None])
 
-    return _blockwise(block, len(x), samples, x)
+        out[:, drawn] = _blockwise(block, len(x), len(direction), x)
+    return out
 
 
 @torch.no_grad()
@@ -231,6 +235,15 @@ def log_likelihood(
 def normal(samples: int, like: Tensor, generator: torch.Generator | None) -> Tensor:
     """Draw standard normal noise, shape (samples, d) with the width, type and device of ``like`` (n, d)."""
     return torch.randn(samples, like.shape[-1], generator=generator, dtype=like.dtype, device=like.device)
+
+
+def unit_directions(
+    samples: int, like: Tensor, generator: torch.Generator | None
+) -> Iterator[tuple[slice, Tensor]]:  # fmt: skip
+    """Draw directions as wide as ``like``, (k, d), some samples at a time: as wide as images, all may be too many."""
+    for some in slices(samples, DIRECTIONS):
+        nu = normal(some.stop - some.start, like, generator)
+        yield some, nu / nu.norm(dim=-1, keepdim=True)
 
 
 def encode_all(model: GaussianVAE, x: Tensor) -> tuple[Tensor, Tensor]:

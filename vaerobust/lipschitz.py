@@ -22,6 +22,8 @@ Layers = list[tuple[Tensor, Tensor]]
 FACTORS = (0.4, 1.0, 2.5)
 """Common factors of the multipliers that are tried before any refinement."""
 TINY = 1e-12
+HOPELESS = 1e3
+"""A metric larger than the best one by this factor is of no use."""
 CHECKED = 16
 POINTS = 16
 """Points at a time: each needs a square matrix of up to the encoder's width times its depth, about 10 MB."""
@@ -216,6 +218,8 @@ def _metric(relaxation: _Relaxation, refine: int) -> Tensor:
     record = least.float()
     for _ in range(refine):
         metric, sound, root, half = _solve(single, [part.exp() for part in logs])
+        # close to where G is singular the metric is huge, and single precision cannot find its eigenvalues
+        sound &= metric.diagonal(dim1=1, dim2=2).amax(1) < HOPELESS * record
         values, vectors = torch.linalg.eigh(torch.where(sound[:, None, None], metric, torch.eye(width).to(metric)))
         top = values[:, -1]
         better = sound & (top < record)

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from scipy import stats
 from torch import Tensor
 
 from vaerobust import checks
@@ -55,6 +56,7 @@ def attack_margin(
     restarts: int = 2,
     samples: int = 16,
     judging_samples: int = 1000,
+    final_samples: int | None = None,
     box: bool = False,
     perturb_sigma: bool = False,
     reference: str = "mean",
@@ -82,7 +84,10 @@ def attack_margin(
         What the tests measure the distance from; see :func:`vaerobust.criterion.distances`. The attack always moves
         away from g(mu(x)).
     judging_samples : int
-        New samples in each test.
+        Samples in each test of the search.
+    final_samples : int, optional
+        New samples in the last tests, which decide; as many as in the search if left out. More of them need a smaller
+        share of failures above 1/2 to reject r-robustness, and the search looks for that share.
     directions : Tensor, shape (k, n, d_x), optional
         Further starting points of every attack, scaled to its radius.
     warm_start : bool
@@ -106,14 +111,19 @@ def attack_margin(
     checks.positive("limit", limit)
     checks.probability("tolerance", tolerance)
     checks.count("judging_samples", judging_samples)
+    checks.probability("confidence", confidence)
+    final_samples = judging_samples if final_samples is None else checks.count("final_samples", final_samples)
+    # the largest share within r that rejects P > 1/2, in the last tests
+    rejected = (stats.binom.ppf((1 - confidence) / 2, final_samples, 0.5) - 1) / final_samples
 
-    def judge(points: Tensor, delta: Tensor, new: int, share: int = 1) -> Robustness:
+    def judge(points: Tensor, delta: Tensor, new: int, samples: int = judging_samples) -> Robustness:
+        """Test at a share of the error that the confidence allows: several last tests share it."""
         generator = torch.Generator(x.device).manual_seed(seed + new)
         d = distances(
-            model, x[points], delta, samples=judging_samples, generator=generator, perturb_sigma=perturb_sigma,
+            model, x[points], delta, samples=samples, generator=generator, perturb_sigma=perturb_sigma,
             reference=reference,
         )  # fmt: skip
-        return probability_of_robustness(d, r[points], confidence=1 - (1 - confidence) / share)
+        return probability_of_robustness(d, r[points], confidence=1 - (1 - confidence) / ATTEMPTS)
 
     def attack(points: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
         """Attack the given points; return the perturbations and where they break r-robustness."""
@@ -125,7 +135,7 @@ def attack_margin(
             perturb_sigma=perturb_sigma, directions=torch.cat(starts) if starts else None,
             generator=torch.Generator(x.device).manual_seed(seed),
         ).delta  # fmt: skip
-        return found, torch.as_tensor(judge(points, found, 1).high <= 0.5, device=x.device)
+        return found, torch.as_tensor(judge(points, found, 1).probability <= rejected, device=x.device)
 
     every = torch.arange(len(x), device=x.device)
     delta = torch.zeros_like(x)
@@ -146,7 +156,7 @@ def attack_margin(
         rows = rows[high[rows] > low[rows] * (1 + tolerance)]
     # the search met many tests, so its last success may be luck: new samples decide, and where they do not agree the
     # next larger radius is attacked and tested anew; the tests share the error that the confidence allows
-    outcome = judge(every, delta, 2, share=ATTEMPTS)
+    outcome = judge(every, delta, 2, final_samples)
     probability, lower, upper = outcome.probability, outcome.low, outcome.high
     for attempt in range(1, ATTEMPTS):
         rows = every[robust & broken & torch.as_tensor(upper > 0.5, device=x.device)]
@@ -154,10 +164,10 @@ def attack_margin(
             break
         high[rows] = (high[rows] * (1 + tolerance)).clamp(max=limit)
         delta[rows], _ = attack(rows, high[rows])
-        again = judge(rows, delta[rows], 2 + attempt, share=ATTEMPTS)
+        again = judge(rows, delta[rows], 2 + attempt, final_samples)
         at = rows.cpu().numpy()
         probability[at], lower[at], upper[at] = again.probability, again.low, again.high
-    judged = Robustness(probability, lower, upper, judging_samples, outcome.confidence)
+    judged = Robustness(probability, lower, upper, final_samples, outcome.confidence)
     confirmed = judged.high <= 0.5
     # at the limit the last test may succeed where the first did not
     broken |= torch.as_tensor(confirmed, device=x.device)

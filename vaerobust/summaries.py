@@ -263,7 +263,7 @@ def attack_all(trained: Trained, images: Images) -> Summary:
     return measured | {"attack": QUICK} | manifest(trained, images, start)
 
 
-def both_sides(trained: Trained, images: Images, *, most: int = 100, kept: int = 8) -> Summary:
+def both_sides(trained: Trained, images: Images, *, most: int = 100, kept: int = 10) -> Summary:
     """Return the bounds on the margin of the first images from both sides, and the attacks on the first few of them.
 
     Returns

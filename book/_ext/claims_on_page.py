@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 MARKER = re.compile(r"^<!-- claims: (\w+) -->$", re.MULTILINE)
 SNIPPETS = {
     "summary": lambda ledger: claims.warning(ledger) + claims.summary(ledger, linked=True),
+    "counts": claims.counts,
     "entries": claims.entries,
 }
 

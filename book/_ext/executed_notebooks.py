@@ -2,8 +2,12 @@
 
 The text file stays the document, so the table of contents, cross-references and source download need no tricks; its
 cells and outputs come from the executed copy, in the output folder of the build, which the environment variable
-``VAEROBUST_OUT`` names. The reader puts a line below the title that tells when and from what the outputs were computed,
+``VAEROBUST_OUT`` names. The reader puts a box below the title that tells when and from what the outputs were computed,
 hands the alternative text that came with a figure to the page, and puts verdicts below the cells that measured claims.
+A page of prose takes a figure from a chapter's run by a directive whose path is a comment::
+
+    ```{figure} <!-- figure: 01_r_robustness fig-attacked -->
+
 A copy that is missing or stale, or an image without alternative text, is a warning, which fails a build with ``-W``.
 """
 
@@ -11,7 +15,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
+from base64 import b64decode
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +32,7 @@ from sphinx.util import logging
 log = logging.getLogger(__name__)
 FOLDER = "notebooks"
 VARIABLE = "VAEROBUST_OUT"
+FIGURE = re.compile(r"<!-- figure: (\w+) ([\w-]+) -->")
 
 
 def out_folder(app: Sphinx) -> Path:
@@ -64,7 +71,7 @@ def read(text: str, source: str, out: str) -> NotebookNode:
         for problem in describe_images(cell):
             log.warning("cell %d: %s", number, problem, location=page)
     claims_on_page.insert_verdicts(notebook, name, claims_on_page.load(Path(out)))
-    if not insert_below_title(notebook, badge(record, run)):
+    if not insert_below_title(notebook, box(name, notebook, record, run)):
         log.warning("its first cell has no title: a line '# ...'", location=page)
     return notebook
 
@@ -95,19 +102,24 @@ def describe_images(cell: NotebookNode) -> list[str]:
     return problems + (["two images in one cell would share name and alternative text"] if len(found) > 1 else [])
 
 
-def badge(record: dict[str, Any], run: dict[str, Any]) -> str:
-    """Return one line of Markdown: when, how long, on what and from which data the notebook ran."""
+def box(name: str, notebook: NotebookNode, record: dict[str, Any], run: dict[str, Any]) -> str:
+    """Return lines of Markdown: what there is to see, when, how long, on what and from which data the notebook ran."""
+    figures = sum("figure" in cell.metadata.get("mystnb", {}) for cell in notebook.cells)
     when = str(run.get("end_time", "?"))[:16].replace("T", " ")
     threads, data = record.get("threads", 1), record.get("made_from", {}).get("data", {})
-    parts = [
-        f"Executed {when} UTC in {run.get('duration', 0):.0f} s on {record.get('processor', 'an unknown processor')}"
-        f" ({threads} thread{'s' * (threads != 1)})",
-        f"commit `{record['commit']}`" if record.get("commit") else "",
-        "data: " + "; ".join(f"{name} from {images['source']}" for name, images in data.items()),
-    ]
+    commit = f", at commit `{record['commit']}`" if record.get("commit") else ""
     changed = ", ".join(f"`{name} = {value!r}`" for name, value in run.get("parameters", {}).items())
-    text = ", ".join(part for part in parts if part) + "."
-    return text + (f" **Parameters changed for this run:** {changed}." if changed else "")
+    used = [f"{name}, {images['images']:,} test images from {images['source']}" for name, images in data.items()]
+    lines = {
+        "To see": f"{figures} figures, each with its code, and the verdicts on the claims that are measured here",
+        "Run": f"{when} UTC, in {run.get('duration', 0):.0f} s on {record.get('processor', 'an unknown processor')}"
+        f" ({threads} thread{'s' * (threads != 1)}){commit}",
+        "Data": "; ".join(used),
+        "Parameters": f"changed for this run: {changed}" if changed else "at full scale, as in the cell of parameters",
+        "Notebook": f'<a href="../_sources/{FOLDER}/{name}.ipynb" download>{name}.ipynb</a>, as executed; '
+        "it runs wherever the package is installed",
+    }  # fmt: skip
+    return "\\\n".join(f"**{what}.** {text}." for what, text in lines.items())
 
 
 def insert_below_title(notebook: NotebookNode, line: str) -> bool:
@@ -124,9 +136,29 @@ def insert_below_title(notebook: NotebookNode, line: str) -> bool:
 
 
 def fill_page(app: Sphinx, docname: str, source: list[str]) -> None:
-    """Put the ledger of claims on the pages of prose that ask for it."""
+    """Put the ledger of claims, and figures of the chapters, on the pages of prose that ask for them."""
     if not docname.startswith(f"{FOLDER}/"):
         claims_on_page.fill(out_folder(app), docname, source)
+        source[0] = FIGURE.sub(lambda match: figure(app, *match.groups()), source[0])
+
+
+def figure(app: Sphinx, name: str, label: str) -> str:
+    """Write a figure that a notebook drew to a file; return the path and the options of the directive that shows it."""
+    executed = executed_folder(app) / f"{name}.ipynb"
+    cells = nbformat.read(executed, as_version=4).cells if executed.exists() else []
+    cell = next((c for c in cells if c.metadata.get("mystnb", {}).get("figure", {}).get("name") == label), None)
+    if cell is None:
+        log.warning("no figure %s in the executed copy of %s: run book/build.py", label, name)
+        return ""
+    describe_images(cell)
+    image = cell.metadata.mystnb.image
+    kind, content = next(
+        item for output in cell.outputs for item in output.get("data", {}).items() if item[0].startswith("image/")
+    )
+    path = out_folder(app) / "figures" / f"{label}.{'svg' if 'svg' in kind else 'png'}"
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(content.encode() if "svg" in kind else b64decode(content))
+    return f"/{os.path.relpath(path, app.srcdir)}\n:alt: {image['alt']}\n:class: {image['classes']}"
 
 
 def offer_download(app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: object) -> None:
@@ -137,7 +169,7 @@ def offer_download(app: Sphinx, pagename: str, templatename: str, context: dict[
 
 def publish(app: Sphinx, exception: Exception | None) -> None:
     """Copy the executed notebooks beside the sources that Sphinx publishes."""
-    if exception is None and app.builder.format == "html":
+    if exception is None and app.builder.name == "html":
         for path in executed_folder(app).glob("*.ipynb"):
             shutil.copyfile(path, Path(app.outdir, "_sources", FOLDER, path.name))
 

@@ -1,0 +1,28 @@
+"""What the reference of the package shows: functions and classes, with docstrings that are plain text."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from typing import Any
+
+from sphinx.application import Sphinx
+
+
+def skip(app: Sphinx, what: str, name: str, member: object, skipped: bool, options: Any) -> bool | None:
+    """Leave out constants, and the fields of named tuples, which stand in the list of attributes already."""
+    constant = what == "module" and not (inspect.isclass(member) or inspect.isroutine(member))
+    field = (inspect.getdoc(member) or "").startswith("Alias for field number")
+    return True if constant or field else None
+
+
+def escape(app: Sphinx, what: str, name: str, member: object, options: Any, lines: list[str]) -> None:
+    """Keep the bars of norms and conditions, outside code, from being read as markup."""
+    lines[:] = [re.sub(r"(``.*?``)|\|", lambda match: match[1] or r"\|", line) for line in lines]
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    """Connect to Sphinx."""
+    app.connect("autodoc-skip-member", skip)
+    app.connect("autodoc-process-docstring", escape, priority=400)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,0 +1,65 @@
+"""Print the whole book into one PDF, ``OUT/book.pdf``, from what ``book/build.py`` executed."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from build import ROOT, book_command, search_path
+from playwright.sync_api import PdfMargins, sync_playwright
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+MARGIN: PdfMargins = {"top": "18mm", "bottom": "18mm", "left": "14mm", "right": "14mm"}
+FOOTER = '<div style="width: 100%; font-size: 8px; text-align: center"><span class="pageNumber"></span></div>'
+
+
+def main() -> int:
+    """Build all pages as one, print it, and return the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=ROOT / "_build", help="output folder (default: _build)")
+    out = parser.parse_args().out.resolve()
+    browser = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if browser is None:
+        print(f"no browser: {', '.join(BROWSERS)}; on Debian: apt-get install chromium", file=sys.stderr)
+        return 1
+    start = time.perf_counter()
+    work = out / "single"
+    shutil.rmtree(work, ignore_errors=True)
+    environment = os.environ | {"VAEROBUST_OUT": str(out), "PYTHONPATH": search_path()}
+    if subprocess.run(book_command(work, "singlehtml"), env=environment, check=False).returncode:
+        return 1
+    # the one page links to _static as if it lay at the top, so put it there
+    page = shutil.copy(work / "_build/singlehtml/book/index.html", work / "_build/singlehtml/all.html")
+    print_page(browser, Path(page), out / "book.pdf")
+    shutil.rmtree(work)
+    size = (out / "book.pdf").stat().st_size / 1e6
+    print(f"{os.path.relpath(out / 'book.pdf')}: {size:.1f} MB, in {time.perf_counter() - start:.0f} s")
+    return 0
+
+
+def print_page(browser: str, source: Path, target: Path) -> None:
+    """Print a page when its formulas are set and its pictures are there."""
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=browser, args=["--no-sandbox", "--disable-gpu"])
+        page = chromium.new_page(color_scheme="light")
+        page.goto(source.as_uri(), wait_until="load", timeout=120_000)
+        page.evaluate("() => MathJax.startup.promise.then(() => true)")
+        page.evaluate("document.querySelectorAll('.toggle-hidden').forEach(it => it.classList.remove('toggle-hidden'))")
+        page.evaluate("""() => Promise.all([...document.images].map(image => {
+            image.loading = "eager";
+            return image.decode().catch(() => null);
+        })).then(() => true)""")
+        page.pdf(
+            path=target, format="A4", outline=True, tagged=True, margin=MARGIN, display_header_footer=True, scale=0.8,
+            header_template="<span></span>", footer_template=FOOTER,
+        )  # fmt: skip
+        chromium.close()
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

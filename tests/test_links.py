@@ -1,0 +1,83 @@
+"""From theorems to their tests and from figures to their code: the mapping, and the links on the pages."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from bs4 import BeautifulSoup
+from conftest import ROOT
+from test_book import NOTEBOOKS
+
+CHECKS = yaml.safe_load((ROOT / "book/checks.yml").read_text())
+BOX = re.compile(r"^`{3,}\{prf:(?!proof)\w+\}.*\n(?::label: (\S+))?", re.MULTILINE)
+
+
+def labels(path: Path) -> list[str]:
+    """Return the labels of the boxes of a chapter; a box without one could not be linked to, and fails."""
+    found = BOX.findall(path.read_text())
+    assert all(found), f"a theorem in {path.name} has no label in its first line"
+    return found
+
+
+def functions(path: Path) -> set[str]:
+    return {node.name for node in ast.parse(path.read_text()).body if isinstance(node, ast.FunctionDef)}
+
+
+def soup(site: Path, page: str) -> BeautifulSoup:
+    return BeautifulSoup((site / page).read_text(), "html.parser")
+
+
+def test_every_theorem_has_a_test_and_every_test_exists():
+    stated = [label for path in NOTEBOOKS for label in labels(path)]
+    assert set(CHECKS) == set(stated), "book/checks.yml must name each label once"
+    assert all(CHECKS.values())
+    named = [test for tests in CHECKS.values() for test in tests]
+    assert len(named) == len(set(named)), "a test stands under one label only"
+    for file, _, function in (test.partition("::") for test in named):
+        assert function in functions(ROOT / "tests" / file), f"{file} has no {function}"
+
+
+def test_an_unlabelled_theorem_is_noticed(tmp_path):
+    source = tmp_path / "chapter.md"
+    source.write_text("```{prf:theorem} A\n:label: thm-a\n```\n\n````{prf:lemma} B\nText\n````\n")
+    with pytest.raises(AssertionError, match="no label"):
+        labels(source)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_theorems_link_to_the_source_of_their_tests(site, path):
+    page, checks = soup(site, f"notebooks/{path.stem}.html"), soup(site, "book/checks.html")
+    for label in labels(path):
+        links = page.select(f"[id='{label}'] .checked-by a")
+        assert [link.get_text() for link in links] == [test.partition("::")[2] for test in CHECKS[label]]
+        for link in links:
+            target, _, fragment = link["href"].partition("#")
+            assert target == "../book/checks.html"
+            assert f"def {link.get_text()}(" in checks.find(id=fragment).get_text()
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_figures_link_to_the_code_that_drew_them(site, path):
+    page = soup(site, f"notebooks/{path.stem}.html")
+    names = re.findall(r"^ +name: (fig-[\w-]+)$", path.read_text(), re.MULTILINE)
+    for name in names:
+        link = page.find("figure", id=name).figcaption.find("a", class_="code-of-figure")
+        code = page.find(id=link["href"].removeprefix("#"))
+        assert "cell_input" in code["class"]
+        assert "show(" in code.get_text()
+
+
+def test_the_reference_has_every_module_and_links_to_the_source(site):
+    page = soup(site, "book/api.html")
+    for path in (ROOT / "vaerobust").glob("*.py"):
+        public = {name for name in functions(path) if not name.startswith("_")}
+        if path.stem in {"__init__", "__main__", "checks", "commands", "files"}:  # not for who measures a VAE
+            continue
+        for name in public:
+            entry = page.find(id=f"vaerobust.{path.stem}.{name}")
+            assert entry is not None, f"vaerobust.{path.stem}.{name}"
+            assert entry.find("a", href=re.compile(rf"_modules/vaerobust/{path.stem}\.html#")), name

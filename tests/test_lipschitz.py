@@ -1,0 +1,372 @@
+"""The bound on how far a perturbation moves a ReLU encoder: against Jacobians, attacks and the product of norms."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from conftest import DOUBLE, random_vae, seeded, uniform
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vaerobust import lipschitz
+from vaerobust.bounds import encoder_gram, encoder_jacobian
+from vaerobust.linear import LinearGaussianVAE
+from vaerobust.lipschitz import mean_layers, shift_metric
+
+SINGLE = 1e-6
+"""Descent in single precision: its roundings, 6e-8 each, may grow tenfold and change which multipliers are found."""
+
+EXCESS = 1e-6
+"""Rounding of a shift, against the furthest that a perturbation of the same length may reach, and 1e-7 where that is 0.
+The shift is a difference of numbers up to 1e3, with roundings of 1e-16 each; and the root of a' W a, where it should be
+0, is that of 1e-15 or so."""
+
+
+class ReLUEncoder:
+    """A model of which only the encoder is used: random layers of the given widths, and a random constant sigma."""
+
+    def __init__(self, *widths: int, gain: float = 1.5, seed: int = 0) -> None:
+        generator = seeded(seed)
+        self.layers = [
+            (
+                gain * torch.randn(out, into, generator=generator, dtype=torch.float64) / into**0.5,
+                0.5 * torch.randn(out, generator=generator, dtype=torch.float64),
+            )
+            for into, out in itertools.pairwise(widths)
+        ]
+        self.scale = 0.1 + torch.rand(widths[-1], generator=generator, dtype=torch.float64)
+
+    def mean_layers(self):
+        return self.layers
+
+    def mean(self, x):
+        for i, (weight, bias) in enumerate(self.layers):
+            x = (torch.relu(x) if i else x) @ weight.T + bias
+        return x
+
+    def encode(self, x):
+        return self.mean(x), self.scale.expand(*x.shape[:-1], -1).to(x)
+
+    def metric(self, x, radius, **options):
+        return shift_metric(self.layers, self.scale.expand(len(x), -1), x, radius, **options)
+
+    def shift(self, x, delta):
+        """Return u for perturbations of shape (k, n, d_x)."""
+        return (self.mean(x + delta) - self.mean(x)) / self.scale
+
+    def jacobian(self, x):
+        """Return S^-1 J, from the switches of the units."""
+        product = self.layers[0][0].expand(len(x), -1, -1)
+        a = x @ self.layers[0][0].T + self.layers[0][1]
+        for weight, bias in self.layers[1:]:
+            product = weight @ ((a > 0)[:, :, None] * product)
+            a = torch.relu(a) @ weight.T + bias
+        return product / self.scale[:, None]
+
+
+NETS = st.builds(
+    ReLUEncoder,
+    st.integers(1, 9),
+    st.integers(1, 9),
+    st.integers(1, 9),
+    gain=st.sampled_from([0.3, 1.0, 3.0]),
+    seed=st.integers(0, 999),
+) | st.integers(0, 999).flatmap(
+    lambda seed: st.lists(st.integers(1, 9), min_size=2, max_size=6).map(
+        lambda widths: ReLUEncoder(*widths, gain=(0.3, 1.0, 3.0)[seed % 3], seed=seed)
+    )
+)
+"""Of up to 4 hidden layers, with fewer inputs than units or more."""
+
+
+def top(metric):
+    return torch.linalg.eigvalsh(metric)[..., -1]
+
+
+def regular(metric):
+    """Return W plus a millionth of its norm: it is singular where the latents outnumber inputs or units."""
+    return metric + (1e-30 + 1e-6 * top(metric))[:, None, None] * torch.eye(metric.shape[1]).to(metric)
+
+
+def excess(metric, u, delta):
+    """Return the largest |a . u| - ||delta|| sqrt(a' W a) over unit vectors a, against the most that W lets ||u|| be.
+
+    Shape (k, n). The vectors are W^-1 u, in whose direction the excess is the largest if W is regular, u, and the axes.
+    """
+    solved = torch.linalg.solve(regular(metric), u[..., None])[..., 0]
+    axes = torch.eye(u.shape[-1]).to(u)[:, None, None].expand(-1, *u.shape)
+    a = torch.cat([torch.stack([solved, u]), axes])
+    a = a / a.norm(dim=-1, keepdim=True).clamp(min=1e-300)
+    allowed = torch.einsum("dkni,nij,dknj->dkn", a, metric, a).clamp(min=0).sqrt() * delta.norm(dim=-1)
+    over = ((a * u).sum(-1).abs() - allowed).amax(0)
+    return over / (1e-7 + delta.norm(dim=-1) * top(metric).clamp(min=0).sqrt())
+
+
+def climb(net, x, delta, radius, metric):
+    """Lengthen the shift, as the metric measures it, by gradients, within the ball."""
+    inverse = torch.linalg.inv(regular(metric))
+    for step in range(15):
+        delta = delta.clone().requires_grad_(True)
+        u = net.shift(x, delta)
+        value = torch.einsum("kni,nij,knj->kn", u, inverse, u) / delta.pow(2).sum(-1)
+        (slope,) = torch.autograd.grad(value.sum(), delta)
+        with torch.no_grad():
+            slope = slope / slope.norm(dim=-1, keepdim=True).clamp(min=1e-30)
+            delta = delta + radius[:, None] * 0.5 * (1 - step / 15) * slope
+            delta = delta + 1e-3 * radius[:, None] * (delta == 0)  # where it is 0, the ratio has no slope
+            delta = delta * (radius[:, None] / delta.norm(dim=-1, keepdim=True)).clamp(max=1)
+    return delta.detach()
+
+
+@given(NETS, st.sampled_from([1e-3, 0.1, 0.5, 2.0, 20.0]), st.sampled_from([0, 3]))
+def test_no_perturbation_moves_the_mean_beyond_the_bound(net, radius, refine):
+    """Nothing goes beyond what W allows but by roundings, EXCESS of the furthest that W allows anywhere."""
+    width = net.layers[0][0].shape[1]
+    x = torch.randn(3, width, generator=seeded(1), dtype=torch.float64)
+    radii = radius * torch.tensor([0.3, 1.0, 1.0], dtype=torch.float64)
+    metric = net.metric(x, radii, refine=refine)
+    finite = torch.isfinite(metric).all((1, 2))
+    assert finite.any() or radius >= 2  # it may find nothing for the largest balls only
+    if not finite.any():
+        return
+    x, radii, metric = x[finite], radii[finite], metric[finite]
+    delta = torch.randn(50, *x.shape, generator=seeded(2), dtype=torch.float64)
+    delta = delta / delta.norm(dim=-1, keepdim=True) * radii[:, None]
+    delta[::2] *= torch.rand(25, len(x), 1, generator=seeded(3), dtype=torch.float64)
+    attacked = climb(net, x, delta[:10], radii, metric)
+    for tried in (delta, attacked):
+        assert (tried.norm(dim=-1) <= radii * (1 + DOUBLE)).all()
+        assert (excess(metric, net.shift(x, tried), tried) <= EXCESS).all()
+
+
+@given(NETS)
+def test_at_radius_0_the_bound_is_the_jacobian(net):
+    x = torch.randn(3, net.layers[0][0].shape[1], generator=seeded(1), dtype=torch.float64)
+    jacobian = net.jacobian(x)
+    expected = jacobian @ jacobian.mT
+    size = 1e-100 + float(expected.abs().max())
+    for refine in (0, 2):
+        torch.testing.assert_close(net.metric(x, 0.0, refine=refine), expected, rtol=0, atol=DOUBLE * size)
+
+
+def test_at_radius_0_it_is_torchs_jacobian_of_the_paper_network():
+    vae, x = random_vae(), uniform(5, 12)
+    sigma = vae.encode(x)[1]
+    found = shift_metric(mean_layers(vae, x), sigma, x, 0.0)
+    jacobian = encoder_jacobian(vae, x) / sigma[:, :, None]
+    torch.testing.assert_close(found, jacobian @ jacobian.mT, rtol=DOUBLE, atol=DOUBLE * float(found.abs().max()))
+    torch.testing.assert_close(found * sigma[:, :, None] * sigma[:, None], encoder_gram(vae, x), rtol=DOUBLE, atol=1e-9)
+
+
+@given(NETS, st.floats(1e-3, 3.0))
+def test_it_covers_the_jacobian_at_every_radius(net, radius):
+    """W less S^-1 J J' S^-1 has no negative eigenvalue, but for roundings: very short perturbations are in the ball."""
+    x = torch.randn(3, net.layers[0][0].shape[1], generator=seeded(1), dtype=torch.float64)
+    metric, jacobian = net.metric(x, radius), net.jacobian(x)
+    finite = torch.isfinite(metric).all((1, 2))
+    metric, jacobian = metric[finite], jacobian[finite]
+    rest = torch.linalg.eigvalsh(metric - jacobian @ jacobian.mT)
+    assert (rest >= -DOUBLE * (1 + top(metric))[:, None]).all()
+
+
+def test_a_unit_on_its_kink_may_do_either():
+    """At a = 0 any slope in [0, 1] is met: +- delta move the mean by delta and by 0, and W must allow both.
+
+    One such unit: the change is delta / 2 + z / 2 with |z| <= |delta|, and no multiplier does better than 1.
+    """
+    one, none = torch.ones(1, 1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
+    found = shift_metric([(one, none), (one, none)], one, torch.zeros(1, 1, dtype=torch.float64), 0.5, refine=30)
+    assert 1 - DOUBLE <= float(found) <= 1.02  # 30 steps of descent come within 2%
+    assert float(shift_metric([(one, none), (one, none)], one, torch.zeros(1, 1, dtype=torch.float64), 0.0)) >= 1
+
+
+@pytest.mark.parametrize(("a", "reach"), [(0.0, 0.0), (0.0, 1.0), (0.3, 1.0), (-0.3, 1.0), (2.0, 1.0), (-2.0, 1.0)])
+def test_chord_slopes_are_those_of_every_chord(a, reach):
+    """A fine grid holds the ends of the interval, where the extremes are reached; with no length there is no chord."""
+    low, high = (float(one) for one in lipschitz._chord_slopes(*torch.tensor([[a], [reach]], dtype=torch.float64)))
+    if reach == 0:
+        assert (low, high) == (0, 1)  # of every shorter ball
+        return
+    d = torch.linspace(-reach, reach, 2000, dtype=torch.float64)
+    slopes = ((a + d).clamp(min=0) - max(a, 0)) / d
+    assert float(slopes.min()) == pytest.approx(low, abs=DOUBLE)
+    assert float(slopes.max()) == pytest.approx(high, abs=DOUBLE)
+
+
+def test_one_unit_is_bounded_by_its_steepest_chord():
+    """Of relu(x - 0.3) at 0 no chord of at most 1 is steeper than 0.7, and W's root comes near it but not below."""
+    one = torch.ones(1, 1, dtype=torch.float64)
+    layers = [(one, torch.tensor([-0.3], dtype=torch.float64)), (one, torch.zeros(1, dtype=torch.float64))]
+    found = float(shift_metric(layers, one, torch.zeros(1, 1, dtype=torch.float64), 1.0, refine=30)) ** 0.5
+    assert 0.7 - DOUBLE <= found <= 0.71
+
+
+@given(NETS, st.floats(0.01, 3.0))
+def test_refinement_never_loosens(net, radius):
+    x = torch.randn(4, net.layers[0][0].shape[1], generator=seeded(1), dtype=torch.float64)
+    rough = net.metric(x, radius)
+    finite = torch.isfinite(rough).all((1, 2))
+    fine = [net.metric(x, radius, refine=steps)[finite] for steps in (1, 5)]
+    for found in fine:
+        assert torch.isfinite(found).all()
+        assert (top(found) <= top(rough[finite]) * (1 + DOUBLE)).all()
+
+
+def test_refinement_tightens():
+    """On a network of the paper's kind the descent gains a tenth; multipliers left as they are would gain nothing."""
+    net = ReLUEncoder(30, 40, 40, 5)
+    x = torch.randn(4, 30, generator=seeded(1), dtype=torch.float64)
+    assert (top(net.metric(x, 0.3, refine=20)) < 0.95 * top(net.metric(x, 0.3))).all()
+
+
+def test_it_grows_with_the_radius_from_the_jacobian_to_the_product_of_norms():
+    """Each factor of two in the radius adds; the bound lies between the local norm and the product of norms.
+
+    At 0.3, where tens of units may change sign, it is still three times below the product.
+    """
+    net = ReLUEncoder(30, 40, 40, 5)
+    x = torch.randn(4, 30, generator=seeded(1), dtype=torch.float64)
+    norms = [torch.linalg.matrix_norm(weight, 2) for weight, _ in net.layers[:-1]]
+    product = torch.stack([*norms, torch.linalg.matrix_norm(net.layers[-1][0] / net.scale[:, None], 2)]).prod()
+    radii = [0.0, 0.03, 0.06, 0.12, 0.3]
+    reach = torch.stack([top(net.metric(x, radius, refine=10)).sqrt() for radius in radii])
+    assert (reach[0] > 0).all()
+    assert (reach.diff(dim=0) > 0).all()
+    assert (reach[-1] < product / 3).all()
+
+
+def test_what_is_not_bounded_is_infinite_and_not_wrong():
+    """In a ball of radius 1e6 every unit is uncertain; either a finite W holds there, or infinity is said."""
+    net = ReLUEncoder(5, 30, 30, 30, 3, gain=3.0)
+    x = torch.randn(2, 5, generator=seeded(1), dtype=torch.float64)
+    found = net.metric(x, torch.tensor([0.01, 1e6], dtype=torch.float64), refine=2)
+    assert torch.isfinite(found[0]).all()
+    assert torch.isinf(found[1].diagonal()).all()
+
+
+@given(NETS, st.floats(0.01, 1.0), st.integers(0, 99))
+def test_rotations_of_the_input_change_nothing(net, radius, seed):
+    """Q x with W_1 Q' is the same network on the same ball; the order of the sums differs, which G^-1 enlarges."""
+    width = net.layers[0][0].shape[1]
+    x = torch.randn(2, width, generator=seeded(1), dtype=torch.float64)
+    q = torch.linalg.qr(torch.randn(width, width, generator=seeded(seed), dtype=torch.float64)).Q
+    (first, bias), *rest = net.layers
+    turned = [(first @ q.T, bias), *rest]
+    found = shift_metric(turned, net.scale.expand(2, -1), x @ q.T, radius)
+    expected = net.metric(x, radius)
+    assert torch.equal(torch.isfinite(found), torch.isfinite(expected))
+    size = 1e-100 + float(expected[torch.isfinite(expected)].abs().max()) if torch.isfinite(expected).any() else 1.0
+    torch.testing.assert_close(found, expected, rtol=1e-7, atol=1e-7 * size)
+
+
+def test_it_depends_neither_on_order_nor_on_company_nor_on_chunks(monkeypatch):
+    net = ReLUEncoder(8, 12, 12, 3)
+    x = torch.randn(7, 8, generator=seeded(1), dtype=torch.float64)
+    radius = torch.linspace(0, 1, 7, dtype=torch.float64)
+    whole = net.metric(x, radius, refine=3)
+    for points in (torch.tensor([3, 0, 6, 5, 1, 4, 2]), torch.tensor([4])):
+        found = net.metric(x[points], radius[points], refine=3)
+        torch.testing.assert_close(found, whole[points], rtol=SINGLE, atol=SINGLE * float(whole.max()))
+    monkeypatch.setattr(lipschitz, "POINTS", 2)
+    found = net.metric(x, radius, refine=3)
+    torch.testing.assert_close(found, whole, rtol=SINGLE, atol=SINGLE * float(whole.max()))
+
+
+def test_a_linear_encoder_is_exact_at_every_radius():
+    model = LinearGaussianVAE(9, 4, sigma=0.3)
+    x = uniform(2, 9)
+    layers, sigma = mean_layers(model, x), model.encode(x)[1]
+    expected = model.weight @ model.weight.T / 0.3**2
+    for radius, refine in ((0.0, 0), (1.0, 3), (1e6, 3)):
+        for found in shift_metric(layers, sigma, x, radius, refine=refine):
+            torch.testing.assert_close(found, expected, rtol=DOUBLE, atol=DOUBLE * float(expected.max()))
+
+
+@pytest.mark.parametrize("widths", [(20, 4, 3), (4, 20, 3), (4, 4, 3), (6, 2, 8)])
+def test_a_first_layer_without_full_rank_is_bounded_too(widths):
+    """Two equal pixels and two equal units."""
+    net = ReLUEncoder(*widths)
+    first, bias = net.layers[0]
+    first[:, 1], first[1], bias[1] = first[:, 0], first[0], bias[0]
+    x = torch.randn(3, widths[0], generator=seeded(1), dtype=torch.float64)
+    radius = torch.full((3,), 0.5, dtype=torch.float64)
+    metric = net.metric(x, radius, refine=2)
+    delta = torch.randn(50, *x.shape, generator=seeded(2), dtype=torch.float64)
+    delta = climb(net, x, delta / delta.norm(dim=-1, keepdim=True) * radius[:, None], radius, metric)
+    assert (excess(metric, net.shift(x, delta), delta) <= EXCESS).all()
+
+
+# what is no such encoder
+
+
+def test_layers_come_in_double_precision_and_without_a_graph():
+    vae = random_vae().float().requires_grad_(True)
+    layers = mean_layers(vae, uniform(2, 12).float())
+    assert len(layers) == 3
+    assert all(one.dtype == torch.float64 and not one.requires_grad for layer in layers for one in layer)
+
+
+def test_an_encoder_without_layers_is_an_error():
+    class Other:
+        def encode(self, x):
+            return x, torch.ones_like(x)
+
+    with pytest.raises(TypeError, match=r"must have a method mean_layers\(\).*but Other has none"):
+        mean_layers(Other(), uniform(1, 3))
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda layers: [(2 * layers[0][0], layers[0][1]), *layers[1:]],
+        lambda layers: [*layers[:-1], (layers[-1][0], layers[-1][1] + 1)],
+        lambda layers: [*layers[:-1], (layers[-1][0] * torch.nan, layers[-1][1])],
+        lambda layers: layers[:-1],
+        lambda layers: [*layers, (2 * torch.eye(3).double(), torch.zeros(3).double())],
+    ],
+    ids=["weight", "bias", "NaN", "too few", "too many"],
+)
+def test_layers_of_another_encoder_are_an_error(spoil, monkeypatch):
+    vae = random_vae()
+    layers = spoil(vae.mean_layers())
+    monkeypatch.setattr(vae, "mean_layers", lambda: layers)
+    with pytest.raises(ValueError, match="must be the layers of model.encode's mean, but they compute another one"):
+        mean_layers(vae, uniform(2, 12))
+
+
+def test_layers_that_do_not_fit_are_an_error(monkeypatch):
+    vae = random_vae()
+    layers = vae.mean_layers()
+    monkeypatch.setattr(vae, "mean_layers", lambda: [layers[0], layers[2], layers[1]])
+    with pytest.raises(ValueError, match="must fit each other and the inputs, but: mat1 and mat2 shapes"):
+        mean_layers(vae, uniform(2, 12))
+
+
+def test_an_activation_that_is_no_relu_is_an_error():
+    vae = random_vae()
+    vae.encoder_mu[1] = torch.nn.Tanh()
+    with pytest.raises(ValueError, match="they compute another one"):
+        mean_layers(vae, uniform(2, 12))
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"x": torch.full((2, 4), torch.nan)}, ValueError, "x must be finite"),
+        ({"x": torch.zeros(4)}, ValueError, r"x must have shape \(n, d\)"),
+        ({"scale": torch.full((2, 2), torch.inf)}, ValueError, "scale must be finite"),
+        ({"scale": [1.0]}, TypeError, "scale must be a tensor of floating point numbers"),
+        ({"radius": -1.0}, ValueError, "radius must be finite and >= 0, but holds -1"),
+        ({"radius": torch.nan}, ValueError, "radius must be finite and >= 0, but holds nan"),
+        ({"radius": torch.ones(3)}, ValueError, r"radius must be one number or shape \(2,\)"),
+        ({"refine": -1}, ValueError, "refine must be a whole number of at least 0"),
+        ({"refine": 1.5}, ValueError, "refine must be a whole number of at least 0"),
+    ],
+)
+def test_wrong_arguments_are_named(change, error, message):
+    net = ReLUEncoder(4, 5, 2)
+    arguments = {"x": torch.zeros(2, 4), "scale": torch.ones(2, 2), "radius": 0.1, "refine": 0} | change
+    with pytest.raises(error, match=message):
+        shift_metric(net.layers, arguments.pop("scale"), arguments.pop("x"), arguments.pop("radius"), **arguments)
