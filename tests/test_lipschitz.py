@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from vaerobust import lipschitz
 from vaerobust.bounds import encoder_gram, encoder_jacobian
 from vaerobust.linear import LinearGaussianVAE
-from vaerobust.lipschitz import mean_layers, shift_metric
+from vaerobust.lipschitz import lipschitz_bound, mean_layers, shift_metric
 
 SINGLE = 1e-6
 """Descent in single precision: its roundings, 6e-8 each, may grow tenfold and change which multipliers are found."""
@@ -244,6 +244,9 @@ def test_what_is_not_bounded_is_infinite_and_not_wrong():
     found = net.metric(x, torch.tensor([0.01, 1e6], dtype=torch.float64), refine=2)
     assert torch.isfinite(found[0]).all()
     assert torch.isinf(found[1].diagonal()).all()
+    bound = lipschitz_bound(net.layers, net.scale.expand(2, -1), x, torch.tensor([0.01, 1e6]).double(), refine=2)
+    assert torch.allclose(bound[0] ** 2, torch.linalg.eigvalsh(found[0])[-1], rtol=DOUBLE)
+    assert bound[1] == torch.inf
 
 
 @given(NETS, st.floats(0.01, 1.0), st.integers(0, 99))

@@ -131,6 +131,32 @@ def shift_metric(
     return torch.cat(parts)
 
 
+def lipschitz_bound(
+    layers: Layers, scale: Tensor, x: Tensor, radius: float | Tensor, *, refine: int = 0
+) -> Tensor:  # fmt: skip
+    """Return L with ||u||_2 <= L ||delta||_2 for every perturbation within a radius; u as in :func:`shift_metric`.
+
+    Parameters
+    ----------
+    layers, scale, x, radius, refine
+        As in :func:`shift_metric`.
+
+    Returns
+    -------
+    Tensor, shape (n,)
+        sqrt(lambda_max(W)), in double precision; infinite where no finite W was found.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument has the wrong shape or range.
+    """
+    metric = shift_metric(layers, scale, x, radius, refine=refine)
+    known = torch.isfinite(metric).all((1, 2))
+    top = torch.linalg.eigvalsh(torch.where(known[:, None, None], metric, 0.0))[:, -1]
+    return torch.where(known, top.clamp(min=0).sqrt(), torch.inf)
+
+
 def _relax(layers: Layers, scale: Tensor, x: Tensor, radius: Tensor) -> _Relaxation:
     """Propagate chord slopes through the layers; see the head of this module for what the blocks are."""
     n = len(x)
