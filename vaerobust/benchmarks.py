@@ -282,7 +282,7 @@ def success(share: np.ndarray, samples: int) -> np.ndarray:
 
 def cheapest_walk(share: Share, radius: float, allowed: float) -> tuple[float, int, float]:
     """Return step, samples and mean passes with which Algorithm 2 errs by no more than allowed at the fewest draws."""
-    best = (0.0, 0, np.inf)
+    best, least = None, np.inf
     for step in allowed * np.array([0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0]):
         for samples in np.unique(np.geomspace(8, 4 / allowed**2 + 8, 40).astype(int)):
             errors, passes = [], []
@@ -292,8 +292,10 @@ def cheapest_walk(share: Share, radius: float, allowed: float) -> tuple[float, i
                 law = chance * np.cumprod(np.r_[1.0, 1 - chance[:-1]])
                 errors.append(law @ (at - step - radius) ** 2)
                 passes.append(law @ np.arange(1, len(at) + 1))
-            if np.mean(errors) <= allowed**2 and np.mean(passes) * samples < best[1] * best[2] or not best[1]:
-                best = (float(step), int(samples), float(np.mean(passes)))
+            if np.mean(errors) <= allowed**2 and np.mean(passes) * samples < least:
+                best, least = (float(step), int(samples), float(np.mean(passes))), float(np.mean(passes) * samples)
+    if best is None:
+        raise ValueError(f"allowed = {allowed} is more exact than any of the walks that were tried")
     return best
 
 
