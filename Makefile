@@ -29,7 +29,7 @@ smoke: $(READY) ## Train a tiny model, run the notebooks in seconds and build _b
 train: $(READY) ## Train all 15 models from scratch into _build/models (an hour or two; resumes)
 	$(BIN)/python -m vaerobust train
 
-study: $(READY) ## Train the further seeds and measure the missing summaries of chapter 7 (hours; resumes)
+study: $(READY) ## Train the further seeds and measure the summaries that are missing (hours; resumes)
 	$(BIN)/python -m vaerobust study
 
 picture: $(READY) ## Draw the picture of the README anew

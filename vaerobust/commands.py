@@ -1,4 +1,4 @@
-"""Commands: ``python -m vaerobust data`` and ``python -m vaerobust train``."""
+"""Commands: ``python -m vaerobust data``, ``train`` and ``study``."""
 
 from __future__ import annotations
 
