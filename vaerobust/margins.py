@@ -55,6 +55,7 @@ def attack_margin(
     steps: int = 40,
     restarts: int = 2,
     samples: int = 16,
+    choosing_samples: int = 256,
     judging_samples: int = 1000,
     final_samples: int | None = None,
     box: bool = False,
@@ -83,6 +84,8 @@ def attack_margin(
     reference : {'mean', 'sample'}
         What the tests measure the distance from; see :func:`vaerobust.criterion.distances`. The attack always moves
         away from g(mu(x)).
+    choosing_samples : int
+        Samples by which each attack chooses among its starts; ``judging_samples`` of the attack.
     judging_samples : int
         Samples in each test of the search.
     final_samples : int, optional
@@ -131,7 +134,8 @@ def attack_margin(
         if warm_start:
             starts.append(delta[None, points])
         found = maximum_damage(
-            model, x[points], radius, steps=steps, restarts=restarts, samples=samples, box=box, method=method,
+            model, x[points], radius, steps=steps, restarts=restarts, samples=samples,
+            judging_samples=choosing_samples, box=box, method=method,
             perturb_sigma=perturb_sigma, directions=torch.cat(starts) if starts else None,
             generator=torch.Generator(x.device).manual_seed(seed),
         ).delta  # fmt: skip

@@ -51,6 +51,7 @@ def strongest_attack(
     direction: Tensor | None = None,
     steps: int = 10,
     samples: int = 16,
+    choosing_samples: int = 256,
     judging_samples: int = 2000,
     final_samples: int = 10_000,
     tolerance: float = 0.03,
@@ -69,7 +70,7 @@ def strongest_attack(
         As in :func:`vaerobust.margins.attack_margin`.
     direction : Tensor, shape (n, d_x), optional
         That of :func:`vaerobust.bounds.linearised_radii`; the singular vector's alone if left out.
-    steps, samples, judging_samples, final_samples, tolerance, confidence, box, seed
+    steps, samples, choosing_samples, judging_samples, final_samples, tolerance, confidence, box, seed
         As in :func:`vaerobust.margins.attack_margin`.
 
     Returns
@@ -86,9 +87,9 @@ def strongest_attack(
     vectors = torch.linalg.svd(encoder_jacobian(model, x) / sigma[:, :, None], full_matrices=False).Vh[:, 0]
     starts = [vectors] if direction is None else [direction, -direction, vectors]
     return attack_margin(
-        model, x, r, steps=steps, restarts=1, samples=samples, judging_samples=judging_samples,
-        final_samples=final_samples, tolerance=tolerance, directions=torch.stack(starts),
-        warm_start=True, confidence=confidence, box=box, seed=seed,
+        model, x, r, steps=steps, restarts=1, samples=samples, choosing_samples=choosing_samples,
+        judging_samples=judging_samples, final_samples=final_samples, tolerance=tolerance,
+        directions=torch.stack(starts), warm_start=True, confidence=confidence, box=box, seed=seed,
     )  # fmt: skip
 
 
