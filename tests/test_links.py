@@ -78,7 +78,8 @@ def test_the_reference_has_every_module_and_links_to_the_source(site):
     page = soup(site, "book/api.html")
     for path in (ROOT / "vaerobust").glob("*.py"):
         public = {name for name in functions(path) if not name.startswith("_")}
-        if path.stem in {"__init__", "__main__", "benchmarks", "checks", "commands", "files"}:  # not for who measures a VAE
+        # not for who measures a VAE
+        if path.stem in {"__init__", "__main__", "benchmarks", "checks", "commands", "files"}:
             continue
         for name in public:
             entry = page.find(id=f"vaerobust.{path.stem}.{name}")
