@@ -11,11 +11,13 @@ import pytest
 import torch
 from click.testing import CliRunner
 from conftest import DOUBLE, random_vae, seeded, uniform
+from safetensors.torch import load_file
 
 from vaerobust import commands, data, summaries
 from vaerobust.bounds import theorem_1
 from vaerobust.criterion import log_likelihood
 from vaerobust.protocol import BETAS, COMPANIONS, GRID, HEADLINES, SEEDS, SUMMARISED, TAUS, VARIANTS, Spec
+from vaerobust.sandwich import sandwich
 from vaerobust.summaries import CHOICES, Choice, summary
 from vaerobust.training import train
 from vaerobust.weights import SHIPPED, Trained, load_model, pretrained
@@ -67,8 +69,38 @@ def test_a_summary_is_there_and_of_the_full_protocol(spec):
 
 def test_nothing_else_is_kept():
     kept = {path.name for path in summaries.FOLDER.iterdir()}
-    expected = {summaries.path_of(spec, kind).name for kind, (specs, _) in commands.KINDS.items() for spec in specs}
-    assert kept == expected
+    paths = {kind: [summaries.path_of(spec, kind) for spec in specs] for kind, (specs, _) in commands.KINDS.items()}
+    beside = [summaries.deltas_path(path) for path in paths["sandwich"]]
+    assert kept == {path.name for path in [*sum(paths.values(), []), *beside]}
+
+
+@pytest.mark.parametrize("spec", GRID, ids=lambda spec: spec.name)
+def test_margins_have_two_sides(spec):
+    one = summary(spec, "sandwich")
+    assert Spec(**one["spec"]) == spec
+    assert one["weights_sha256"] == hashlib.sha256((SHIPPED / f"{spec.name}.safetensors").read_bytes()).hexdigest()
+    deltas = load_file(summaries.deltas_path(summaries.path_of(spec, "sandwich")))
+    for which in ("own", "fixed"):
+        columns = {name: torch.tensor(values) for name, values in one[which].items()}
+        assert all(len(values) == 100 for values in columns.values())
+        assert columns["confirmed"].all()
+        assert (columns["half space"] <= columns["certified"]).all()
+        assert (columns["certified"] <= columns["attack"]).all()
+        # a norm of numbers in half precision, each rounded by 2^-11 of itself at most
+        norms = deltas[which].double().norm(dim=1)
+        assert torch.allclose(norms, columns["attack"][: len(norms)].double(), rtol=2**-11 + 1e-5)
+
+
+def test_two_sides_are_had_again():
+    """The first images alone, since a point's result does not depend on its company."""
+    spec, n = GRID[2], 2
+    x = data.load(spec.dataset).pixels[:n]
+    again, _ = sandwich(pretrained(spec.dataset, spec.beta).vae, x)
+    for which, columns in again.items():
+        stored = summary(spec, "sandwich")[which]
+        for name in ("r", "p low", "theorem 1", "whitened", "half space", "certified", "second moment", "attack"):
+            # five digits are kept; a processor that rounds otherwise may move a bisection, of width 3 %, by a step
+            assert columns[name].tolist() == pytest.approx(stored[name][:n], rel=0.07 if name == "attack" else 0.01)
 
 
 @pytest.mark.parametrize("spec", commands.KINDS["attack"][0], ids=lambda spec: spec.name)
