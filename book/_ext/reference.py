@@ -21,8 +21,15 @@ def escape(app: Sphinx, what: str, name: str, member: object, options: Any, line
     lines[:] = [re.sub(r"(``.*?``)|\|", lambda match: match[1] or r"\|", line) for line in lines]
 
 
+def join(app: Sphinx, what: str, name: str, member: object, options: Any, lines: list[str]) -> None:
+    """Keep names that share a description together: of ``a, b, c`` Sphinx would take all but the last for a type."""
+    shared = re.compile(r"^:(?:ivar|vartype) [^:]+:")
+    lines[:] = [shared.sub(lambda match: match[0].replace(", ", ","), line) for line in lines]
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     """Connect to Sphinx."""
     app.connect("autodoc-skip-member", skip)
-    app.connect("autodoc-process-docstring", escape, priority=400)
+    app.connect("autodoc-process-docstring", escape, priority=400)  # before napoleon, and join after it
+    app.connect("autodoc-process-docstring", join, priority=600)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
