@@ -312,6 +312,8 @@ class _Draws:
         self.number[rows] += asked.sum(1)
         out = torch.zeros_like(asked)
         for j, eta, direction in self.kept or self._noise():
+            if not asked[:, j.start :].any():
+                break  # scouts are the first samples: the rest need not be drawn
             pairs = asked[:, j].nonzero()
             for some in slices(len(pairs), ROWS):
                 at, draw = pairs[some].unbind(1)
