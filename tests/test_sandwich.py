@@ -121,9 +121,9 @@ def test_the_strongest_attack_is_above_the_exact_margin_and_close(graded):
     exact = graded.margin(float(r[0]))
     p = stats.binom.ppf(ALARM / 8, 4000, 0.5) / 4000 - np.sqrt(np.log(100 / ALARM) / 8000)
     most = optimize.brentq(lambda s: graded.probability(float(r[0]), s) - p, 0, 2 * float(r[0]))
-    for direction in (None, linearised_radii(graded, x, r, generator=seeded(0)).direction):
+    for linearised in (None, linearised_radii(graded, x, r, generator=seeded(0))):
         found = strongest_attack(
-            graded, x, r, direction=direction, confidence=1 - ALARM, judging_samples=4000, final_samples=4000
+            graded, x, r, linearised=linearised, confidence=1 - ALARM, judging_samples=4000, final_samples=4000
         )
         assert found.confirmed.all() and not found.censored.any()
         assert (found.radius >= exact).all()

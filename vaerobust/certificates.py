@@ -19,8 +19,8 @@ from torch import Tensor
 
 from vaerobust import checks
 from vaerobust.bounds import half_space_shift
-from vaerobust.criterion import ROWS, decode_all, normal, slices
-from vaerobust.lipschitz import mean_layers, shift_metric
+from vaerobust.criterion import ROWS, decode_all, distances, normal, slices
+from vaerobust.lipschitz import lipschitz_bound, mean_layers, shift_metric
 from vaerobust.model import GaussianVAE
 
 TILTS = (0.0, 0.01, 0.03, 0.1, 0.3, 1.0)
@@ -36,6 +36,10 @@ NODES = torch.arange(-8.0, 16.0, STEP, dtype=torch.float64)
 LARGEST = 1e3
 """No larger radius is certified, even of an encoder that is constant."""
 NEWTON, MARCH = 25, 40
+SHIFTS = 256
+"""Shifts that are sought at a time: each needs some numbers at every node, about 40 MB."""
+KEPT = 2**23
+"""Distances kept at a time."""
 BARRIER = 1e-6
 """Keeps the multipliers positive."""
 
@@ -209,30 +213,100 @@ def certify(
         sigma = model.encode(x)[1]
     still = shift_metric(layers, sigma, x, 0.0)
     limits = _Limits(found, still, 1 - confidence)
-    shifts = limits.safe_shifts()
-    alone = limits.half_space[:, None]
 
-    def allowed(at: Tensor, safe: Tensor, refine: int) -> Tensor:
-        return _allowed(still, shift_metric(layers, sigma, x, at, refine=refine), safe)
+    def largest(safe: Tensor, most: Tensor, refined: int) -> Tensor:
+        """Return the largest radius up to ``most`` that is found; W is refined at the last ``refined`` ones tried.
 
-    # W of a ball holds for smaller ones, so with R' the radius that W of radius R allows, min(R, R') is certified; R'
-    # falls as R grows, so the best lies between the two: look for it coarsely, then with a refined W
-    high = _allowed(still, still, shifts).clamp(max=LARGEST)
-    low = torch.zeros_like(high)
-    at = 0.8 * high
-    for steps in (0, 0, refine):
-        got = allowed(at, shifts, steps)
-        low = torch.maximum(low, torch.minimum(at, got))
-        high = torch.maximum(at, got)
-        # a ball too large for any sound W allows nothing; a quarter of it may do
-        at = (torch.maximum(torch.minimum(at, got), at / 4) * high).sqrt().clamp(max=LARGEST)
-    # the half-space lemma's own shift needs a smaller ball; W of the larger one says how small
-    at = torch.minimum(1.03 * allowed(low, alone, 0), low)
-    half_space = torch.minimum(at, allowed(at, alone, refine))
+        W of a ball holds for smaller ones, so with R' the radius that W of radius R allows, min(R, R') is certified. R'
+        falls as R grows, so the best lies between the two.
+        """
+        high = torch.minimum(_allowed(still, still, safe), most)
+        low, at = torch.zeros_like(high), high
+        for steps in [0, 0] + [refine] * refined:
+            got = _allowed(still, shift_metric(layers, sigma, x, at, refine=steps), safe)
+            low = torch.maximum(low, torch.minimum(at, got))
+            high = torch.maximum(at, got)
+            # a ball too large for any sound W allows nothing; a quarter of it may do
+            at = (torch.maximum(torch.minimum(at, got), at / 4) * high).sqrt().minimum(most)
+        return low
+
+    radius = largest(limits.safe_shifts(), torch.full_like(limits.mass, LARGEST), 3)
+    half_space = largest(limits.half_space[:, None], radius, 1)
     p_low = 1 - limits.mass.cpu().numpy()
     return Certificate(
-        _rounded_down(torch.maximum(low, half_space), x), _rounded_down(half_space, x), p_low, found.samples, confidence
+        _rounded_down(torch.maximum(radius, half_space), x),
+        _rounded_down(half_space, x),
+        p_low,
+        found.samples,
+        confidence,
     )
+
+
+@torch.no_grad()
+def certified_r(
+    model: GaussianVAE,
+    x: Tensor,
+    radii: Sequence[float],
+    *,
+    samples: int = 50_000,
+    generator: torch.Generator | None = None,
+    confidence: float = 0.999,
+    refine: int = 6,
+) -> Tensor:
+    """Return for each of some radii an r with which no perturbation shorter than that breaks r-robustness.
+
+    The certificate of the half-space lemma, read the other way round (percentile smoothing): within R the whitened mean
+    moves by R L(R) at most, so every r above the Phi(R L(R))-quantile of D(x) will do, which an order statistic bounds.
+
+    Parameters
+    ----------
+    model : GaussianVAE
+        With a ReLU encoder, as in :func:`certified_margin`.
+    x : Tensor, shape (n, d_x)
+    radii : sequence of float
+        Norms R of perturbations, >= 0.
+    samples : int
+        Draws of eta, the same for every point and radius.
+    generator : torch.Generator, optional
+    confidence : float
+        1 - alpha, in (0, 1), at each point and radius by itself. Only the samples are random.
+    refine : int
+        As in :func:`certified_margin`.
+
+    Returns
+    -------
+    Tensor, shape (len(radii), n)
+        In the units of D; infinite where the samples are too few for the quantile, at this radius or a smaller one.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`certified_margin`.
+    """
+    checks.vectors("x", x)
+    checks.count("samples", samples)
+    checks.probability("confidence", confidence)
+    layers = mean_layers(model, x)
+    sigma = model.encode(x)[1]
+    seed = int(torch.randint(2**62, (), generator=generator, device=x.device))
+    # of so many samples, as many as this or fewer lie below the quantile, so the next one is above it
+    below = np.full((len(radii), len(x)), samples)
+    known = torch.arange(len(x), device=x.device)
+    for k in np.argsort(radii, kind="stable"):  # where they are too few for a radius they are for every larger one
+        if not len(known):
+            break
+        radius = checks.per_point("radii", radii[k], len(known), x.double())
+        shift = radius * lipschitz_bound(layers, sigma[known], x[known], radius, refine=refine)
+        enough = stats.binom.ppf(confidence, samples, stats.norm.cdf(shift.cpu().numpy()))
+        below[k, known.cpu().numpy()] = enough
+        known = known[torch.as_tensor(enough < samples, device=x.device)]
+    index = torch.as_tensor(below, device=x.device)
+    found = []
+    for some in slices(len(x), max(1, KEPT // samples)):
+        same = torch.Generator(x.device).manual_seed(seed)
+        d = distances(model, x[some], samples=samples, generator=same).sort(dim=1).values
+        found.append(torch.cat([d, torch.full_like(d[:, :1], torch.inf)], 1).gather(1, index[:, some].T).T)
+    return torch.cat(found, 1)
 
 
 def _rounded_down(value: Tensor, like: Tensor) -> Tensor:
@@ -344,6 +418,10 @@ def safe_shift(mass: Tensor, first: Tensor, second: Tensor) -> Tensor:
     Tensor, shape (k,)
         0 where mass >= 1/2.
     """
+    return torch.cat([_marched(mass[some], first[some], second[some]) for some in slices(len(mass), SHIFTS)])
+
+
+def _marched(mass: Tensor, first: Tensor, second: Tensor) -> Tensor:
     length = torch.as_tensor(half_space_shift(1 - mass.clamp(max=1).cpu().numpy())).to(mass)
     moments = torch.stack([mass, first, second], 1)
     multipliers = torch.stack([torch.exp(length * length / 2), *2 * [torch.full_like(length, 0.05)]], 1)

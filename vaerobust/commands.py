@@ -64,6 +64,7 @@ KINDS: dict[str, tuple[tuple[Spec, ...], Callable[[Trained, data.Images], summar
     "choices": (tuple(Spec("mnist", beta) for beta in (0.1, 1.0, 5.0)), summaries.compare_choices),
     "attack": (ATTACKED, summaries.attack_all),
     "sandwich": (GRID, summaries.both_sides),
+    "curves": (GRID, summaries.whole_curves),
 }
 """By kind of summary, the models that have one, and what measures it."""
 

@@ -16,6 +16,10 @@ from vaerobust.model import GaussianVAE
 
 ATTEMPTS = 4
 """Tests with new samples, at growing radii, before a margin is reported as not confirmed."""
+LEAST = 1e-4
+"""Smallest radius tried, as a share of the largest; taken for robust where no smaller one than that is broken."""
+STRIDE = 4
+"""Tolerances that the first step away from a guess is wide; each further step is twice as wide."""
 
 
 class AttackMargin(NamedTuple):
@@ -51,6 +55,7 @@ def attack_margin(
     r: float | Tensor,
     *,
     limit: float = 10.0,
+    guess: float | Tensor | None = None,
     tolerance: float = 0.05,
     steps: int = 40,
     restarts: int = 2,
@@ -77,6 +82,10 @@ def attack_margin(
         >= 0; chosen with other samples.
     limit : float
         Largest radius tried.
+    guess : float or Tensor, shape (n,), optional
+        Where to look first; the search goes from there in growing steps until an attack fails and another succeeds. It
+        makes the search faster the nearer it is to the margin, and no less valid. If left out the search starts at
+        ``limit``.
     tolerance : float
         Relative width of the bracket at which the search ends, in (0, 1).
     steps, restarts, samples, box, perturb_sigma, method
@@ -94,7 +103,8 @@ def attack_margin(
     directions : Tensor, shape (k, n, d_x), optional
         Further starting points of every attack, scaled to its radius.
     warm_start : bool
-        Let each attack start also from the smallest perturbation that has broken r-robustness so far, scaled.
+        Let each attack start also from the smallest perturbation that has broken r-robustness so far, scaled; from the
+        largest that has not, before any has.
     seed : int
         Every radius meets the same noise; the last test meets new noise.
     confidence : float
@@ -115,6 +125,8 @@ def attack_margin(
     checks.probability("tolerance", tolerance)
     checks.count("judging_samples", judging_samples)
     checks.probability("confidence", confidence)
+    if guess is not None:
+        first = checks.per_point("guess", guess, len(x), x)
     final_samples = judging_samples if final_samples is None else checks.count("final_samples", final_samples)
     # the largest share within r that rejects P > 1/2, in the last tests
     rejected = (stats.binom.ppf((1 - confidence) / 2, final_samples, 0.5) - 1) / final_samples
@@ -145,19 +157,22 @@ def attack_margin(
     delta = torch.zeros_like(x)
     robust = torch.as_tensor(judge(every, delta, 1).probability > 0.5, device=x.device)
     high = limit * robust.to(x.dtype)
-    low = 1e-4 * high
+    low = LEAST * high
     broken = ~robust
+    radius = high if guess is None else torch.maximum(torch.minimum(first, high), low)
+    stride = torch.full_like(high, torch.inf if guess is None else (1 + tolerance) ** STRIDE)
     rows = every[robust]
-    if len(rows):
-        delta[rows], broken[rows] = attack(rows, high[rows])
-    rows = every[robust & broken]
     while len(rows):
-        middle = (low[rows] * high[rows]).sqrt()  # margins span decades, so halve the ratio
-        found, breaks = attack(rows, middle)
-        low[rows] = torch.where(breaks, low[rows], middle)
-        high[rows] = torch.where(breaks, middle, high[rows])
-        delta[rows] = torch.where(breaks[:, None], found, delta[rows])
-        rows = rows[high[rows] > low[rows] * (1 + tolerance)]
+        found, breaks = attack(rows, radius[rows])
+        delta[rows] = torch.where((breaks | ~broken[rows])[:, None], found, delta[rows])
+        high[rows] = torch.where(breaks, radius[rows], high[rows])
+        low[rows] = torch.where(breaks, low[rows], radius[rows])
+        broken[rows] |= breaks
+        # margins span decades, so halve the ratio of the two ends; next to a guess only as far as the stride reaches
+        middle = torch.maximum((low * high).sqrt(), high / stride)
+        radius = torch.where(broken, middle, torch.minimum(low * stride, high))
+        stride[rows] = stride[rows] ** 2
+        rows = rows[high[rows] > low[rows] * torch.where(broken[rows], 1 + tolerance, 1.0)]
     # the search met many tests, so its last success may be luck: new samples decide, and where they do not agree the
     # next larger radius is attacked and tested anew; the tests share the error that the confidence allows
     outcome = judge(every, delta, 2, final_samples)

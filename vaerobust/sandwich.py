@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -11,16 +12,36 @@ from torch import Tensor
 from vaerobust import checks
 from vaerobust.algorithms import random_direction_radius
 from vaerobust.attacks import maximum_damage, project
-from vaerobust.bounds import encoder_jacobian, first_order_radii, linearised_radii
-from vaerobust.certificates import certify, failures
+from vaerobust.bounds import LinearisedRadii, encoder_jacobian, first_order_radii, linearised_radii
+from vaerobust.certificates import certified_r, certify, failures
 from vaerobust.criterion import distance_quantile, distances, normal
 from vaerobust.margins import AttackMargin, attack_margin
 from vaerobust.model import GaussianVAE
 
 Columns = dict[str, Tensor]
 
+GUESS = 1.2
+"""Where the attack's search begins, in second-moment margins: attack margins are 1 to 1.5 of them."""
 PERTURBATIONS = 4096
 """Perturbations that are made, and meet the same noise, at a time: a few times 25 MB of images."""
+
+
+class Curves(NamedTuple):
+    """Two ends of the least r, for each of some norms R of perturbations.
+
+    Attributes
+    ----------
+    certified : Tensor, shape (k, n)
+        No perturbation shorter than R breaks r-robustness with any r above this; infinite where samples are too few.
+    broken : Tensor, shape (k, n)
+        A perturbation of norm R at most breaks r-robustness with every r below this.
+    confidence : float
+        Of each number by itself.
+    """
+
+    certified: Tensor
+    broken: Tensor
+    confidence: float
 
 
 class Violations(NamedTuple):
@@ -48,7 +69,7 @@ def strongest_attack(
     x: Tensor,
     r: Tensor,
     *,
-    direction: Tensor | None = None,
+    linearised: LinearisedRadii | None = None,
     steps: int = 10,
     samples: int = 16,
     choosing_samples: int = 256,
@@ -61,15 +82,15 @@ def strongest_attack(
 ) -> AttackMargin:
     """Return the attack margin from starts along the directions that the linearised model says are worst.
 
-    Each attack starts next to 0, along +- ``direction``, along the top right singular vector of S^-1 J, and from the
-    smallest success so far.
+    Each attack starts next to 0, along the linearised model's worst direction and its opposite, along the top right
+    singular vector of S^-1 J, and from the smallest success so far. The search begins near the second-moment margin.
 
     Parameters
     ----------
     model, x, r
         As in :func:`vaerobust.margins.attack_margin`.
-    direction : Tensor, shape (n, d_x), optional
-        That of :func:`vaerobust.bounds.linearised_radii`; the singular vector's alone if left out.
+    linearised : LinearisedRadii, optional
+        What :func:`vaerobust.bounds.linearised_radii` returns for the same points and r, where that is known already.
     steps, samples, choosing_samples, judging_samples, final_samples, tolerance, confidence, box, seed
         As in :func:`vaerobust.margins.attack_margin`.
 
@@ -82,14 +103,16 @@ def strongest_attack(
     TypeError, ValueError
         If an argument has the wrong shape or range.
     """
+    if linearised is None:
+        linearised = linearised_radii(model, x, r, generator=torch.Generator(x.device).manual_seed(seed))
     with torch.no_grad():
         sigma = model.encode(x)[1]
     vectors = torch.linalg.svd(encoder_jacobian(model, x) / sigma[:, :, None], full_matrices=False).Vh[:, 0]
-    starts = [vectors] if direction is None else [direction, -direction, vectors]
+    starts = torch.stack([linearised.direction, -linearised.direction, vectors])
     return attack_margin(
-        model, x, r, steps=steps, restarts=1, samples=samples, choosing_samples=choosing_samples,
-        judging_samples=judging_samples, final_samples=final_samples, tolerance=tolerance,
-        directions=torch.stack(starts), warm_start=True, confidence=confidence, box=box, seed=seed,
+        model, x, r, guess=GUESS * linearised.second_moment, steps=steps, restarts=1, samples=samples,
+        choosing_samples=choosing_samples, judging_samples=judging_samples, final_samples=final_samples,
+        tolerance=tolerance, directions=starts, warm_start=True, confidence=confidence, box=box, seed=seed,
     )  # fmt: skip
 
 
@@ -147,7 +170,7 @@ def sandwich(
         certificate = certify(model, x, found, confidence=confidence)
         first_order = first_order_radii(model, x, certificate.p_low)
         linearised = linearised_radii(model, x, r, generator=noise(3))
-        attack = strongest_attack(model, x, r, direction=linearised.direction, confidence=confidence, seed=100)
+        attack = strongest_attack(model, x, r, linearised=linearised, confidence=confidence, seed=100)
         chance = random_direction_radius(model, x, r, samples=200, grid=8, tolerance=0.1, limit=64.0, seed=200)
         columns[name] = {
             "r": r,
@@ -169,6 +192,75 @@ def sandwich(
         columns[name]["moment at attack"] = at_attack.pow(2).mean(1) / r**2
         deltas[name] = attack.delta
     return columns, deltas
+
+
+def curves(
+    model: GaussianVAE,
+    x: Tensor,
+    radii: Sequence[float],
+    *,
+    samples: int = 50_000,
+    steps: int = 10,
+    judging_samples: int = 2000,
+    confidence: float = 0.999,
+    refine: int = 6,
+    seed: int = 0,
+) -> Curves:
+    """Enclose, for perturbations of some sizes, the least r with which each point is r-robust under all of them.
+
+    Parameters
+    ----------
+    model : GaussianVAE
+        With a ReLU encoder; see :func:`vaerobust.certificates.certified_margin`.
+    x : Tensor, shape (n, d_x)
+    radii : sequence of float
+        Norms R of perturbations, >= 0, rising: each attack starts also from that of the last radius.
+    samples : int
+        Draws behind the certified end, the same for all radii.
+    steps : int
+        Of each attack.
+    judging_samples : int
+        Draws behind the other end, at each radius new to its attack.
+    confidence : float
+        Of each end, at each point and radius by itself.
+    refine : int
+        As in :func:`vaerobust.certificates.certified_r`.
+    seed : int
+
+    Returns
+    -------
+    Curves
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument has the wrong shape or range.
+    """
+
+    def noise(stream: int) -> torch.Generator:
+        return torch.Generator(x.device).manual_seed(seed + stream)
+
+    certified = certified_r(
+        model, x, radii, samples=samples, generator=noise(1), confidence=confidence, refine=refine
+    )  # fmt: skip
+    checks.count("judging_samples", judging_samples)
+    r = distance_quantile(distances(model, x, samples=1000, generator=noise(2)), 0.9).value
+    with torch.no_grad():
+        sigma = model.encode(x)[1]
+    way = linearised_radii(model, x, r, generator=noise(3)).direction
+    vectors = torch.linalg.svd(encoder_jacobian(model, x) / sigma[:, :, None], full_matrices=False).Vh[:, 0]
+    delta = torch.zeros_like(x)
+    # of so many draws, as few as this or fewer lie below the median with probability alpha at most
+    rank = int(stats.binom.ppf(1 - confidence, judging_samples, 0.5))
+    broken = []
+    for radius in radii:
+        starts = torch.stack([way, -way, vectors, delta])
+        delta = maximum_damage(
+            model, x, radius, steps=steps, restarts=1, directions=starts, generator=noise(4)
+        ).delta  # fmt: skip
+        hit = distances(model, x, delta, samples=judging_samples, generator=noise(5)).sort(dim=1).values
+        broken.append(hit[:, rank - 1] if rank else torch.zeros_like(hit[:, 0]))
+    return Curves(certified, torch.stack(broken) if broken else certified.clone(), confidence)
 
 
 @torch.no_grad()

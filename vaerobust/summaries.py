@@ -7,6 +7,7 @@ with the spec and digests of what it was measured on. ``python -m vaerobust stud
 from __future__ import annotations
 
 import json
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +33,7 @@ from vaerobust.files import write_atomically
 from vaerobust.margins import attack_margin
 from vaerobust.model import VAE, kl_to_prior
 from vaerobust.protocol import Spec
-from vaerobust.sandwich import sandwich
+from vaerobust.sandwich import curves, sandwich
 from vaerobust.training import data_digests, hardware, versions
 from vaerobust.weights import Trained
 
@@ -46,6 +47,8 @@ QUICK: dict[str, Any] = {"steps": 14, "restarts": 2, "samples": 4, "judging_samp
 """Settings of the attack: a fifth of the time where every test image is attacked, for a somewhat smaller damage."""
 AGAIN = 100
 """Of so many images a measurement over all is kept by itself, so that it can be had again in seconds."""
+CURVE_RADII = (0.005, 0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.5, 0.7, 1.0)
+"""Norms of perturbations in the curves of r."""
 ACTIVE_NATS = 0.01
 Summary = dict[str, Any]
 
@@ -278,6 +281,22 @@ def both_sides(trained: Trained, images: Images, *, most: int = 100, kept: int =
         which: {name: value.tolist() for name, value in found.items()} for which, found in columns.items()
     }
     measured["deltas"] = {which: delta[:kept].half() for which, delta in deltas.items()}
+    return measured | manifest(trained, images, start)
+
+
+def whole_curves(trained: Trained, images: Images, *, most: int = 100) -> Summary:
+    """Return the two ends of the least r against the norm of the perturbation, for the first images.
+
+    Returns
+    -------
+    dict
+        'radii'; 'certified' and 'broken' as in :class:`vaerobust.sandwich.Curves`, a list a radius, with null for what
+        is infinite; and a manifest.
+    """
+    start = time.perf_counter()
+    found = curves(trained.vae, images.pixels[:most], CURVE_RADII)
+    certified = [[r if math.isfinite(r) else None for r in line] for line in found.certified.tolist()]
+    measured: Summary = {"radii": list(CURVE_RADII), "certified": certified, "broken": found.broken.tolist()}
     return measured | manifest(trained, images, start)
 
 
