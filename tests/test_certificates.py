@@ -8,14 +8,14 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import DOUBLE, graded_model, most_misses, random_vae, seeded, square_model, uniform
+from conftest import ALARM, DOUBLE, graded_model, most_misses, random_vae, seeded, square_model, uniform
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import integrate, optimize, stats
 
 from vaerobust import certificates
 from vaerobust.bounds import half_space_shift
-from vaerobust.certificates import BANDS, Failures, certified_margin, certify, failures, safe_shift
+from vaerobust.certificates import BANDS, Failures, certified_margin, certified_r, certify, failures, safe_shift
 from vaerobust.criterion import distances
 from vaerobust.linear import LinearGaussianVAE
 
@@ -505,6 +505,110 @@ def test_the_certificate_depends_neither_on_order_nor_on_company(judged):
         torch.testing.assert_close(found.radius, whole.radius[points], rtol=1e-4, atol=0)
         torch.testing.assert_close(found.half_space, whole.half_space[points], rtol=1e-4, atol=0)
         assert np.array_equal(found.p_low, whole.p_low[points.numpy()])
+
+
+# the certificate read the other way round
+
+
+def test_the_certified_r_lies_between_the_quantiles_that_its_order_statistic_allows():
+    """Of D at Phi(R ||A|| / s), which the linear model has exactly; and above the exact least r, by the lemma."""
+    model, samples, confidence = LinearGaussianVAE(20, 3, seed=1), 4000, 1 - 1e-6
+    norm = float(torch.linalg.matrix_norm(model.weight, 2))
+    shifts = np.array([0.0, 0.5, 1.0, 2.0])
+    radii = (shifts * model.sigma / norm).tolist()
+    found = certified_r(
+        model, uniform(2, 20), radii, samples=samples, generator=seeded(0), confidence=confidence
+    )  # fmt: skip
+    assert found.shape == (4, 2)
+    for radius, shift, (r, same) in zip(radii, shifts, found.tolist(), strict=True):
+        assert r == pytest.approx(same, rel=DOUBLE)  # sigma and the distance's law do not depend on x
+        assert r >= model.quantile(float(PHI(shift)))
+        # as many samples lie below as the confidence asks for, and that many would do for a level this much higher
+        rank = stats.binom.ppf(confidence, samples, PHI(shift)) + 1
+        assert r <= model.quantile(float(stats.beta.isf(ALARM, rank, samples - rank + 1)))
+        assert model.margin(r * (1 + 1e-9)) >= radius
+
+
+def test_the_certified_r_is_wrong_as_seldom_as_it_says():
+    """Below the quantile of D that it stands for: by the law of order statistics in alpha of the runs at most."""
+    model, alpha, runs = LinearGaussianVAE(6, 2, sigma=0.3, seed=2), 0.3, 300
+    radius = 0.7 * model.sigma / float(torch.linalg.matrix_norm(model.weight, 2))
+    quantile = model.quantile(float(PHI(0.7)))
+    wrong = sum(
+        float(
+            certified_r(
+                model, uniform(1, 6), [radius], samples=200, generator=seeded(run), confidence=1 - alpha, refine=0
+            )
+        )
+        < quantile
+        for run in range(runs)
+    )
+    assert 0 < wrong <= most_misses(runs, alpha)
+    assert wrong > runs * alpha / 2  # not far less often either
+
+
+def test_both_readings_of_the_half_space_lemma_agree(judged):
+    """A certificate's radius at some r, put in, gives back about that r: the two have other samples and errors."""
+    vae, x, r, _ = judged
+    for one in r:
+        radius = certified_margin(vae, x, one, samples=50_000, generator=seeded(3)).half_space
+        back = torch.stack(
+            [certified_r(vae, x[[i]], [float(radius[i])], generator=seeded(4))[0, 0] for i in range(len(x))]
+        )
+        assert ((back / one).log().abs() < 0.05).all()
+
+
+def test_r_rises_with_the_radius_and_is_infinite_beyond_what_samples_know(judged):
+    vae, x, _, _ = judged
+    radii = [0.3, 0.0, 50.0, 0.01, 0.1]
+    found = certified_r(vae, x, radii, samples=500, generator=seeded(0))
+    ordered = found[np.argsort(radii)]
+    assert (ordered.diff(dim=0).nan_to_num() >= 0).all()
+    assert torch.isinf(found[2]).all() and torch.isfinite(found[1]).all()
+    median = distances(vae, x, samples=500, generator=seeded(1)).median(dim=1).values
+    assert (found[1] > 0.95 * median).all()
+    few = certified_r(vae, x, radii, samples=8, generator=seeded(0))  # 2^-8 is more than a thousandth
+    assert torch.isinf(few).all()
+    assert certified_r(vae, x, [], samples=8).shape == (0, 3)
+
+
+def test_the_certified_r_depends_neither_on_company_nor_on_pieces(judged, monkeypatch):
+    """But for roundings of the descent; one r is a distance of some sample, and the next one is close by."""
+    vae, x, _, _ = judged
+    radii = [0.0, 0.02, 0.05]
+    whole = certified_r(vae, x, radii, samples=2000, generator=seeded(0))
+    alone = torch.cat([certified_r(vae, x[[i]], radii, samples=2000, generator=seeded(0)) for i in range(3)], 1)
+    torch.testing.assert_close(alone, whole, rtol=0.01, atol=0)
+    torch.testing.assert_close(alone[0], whole[0], rtol=DOUBLE, atol=0)
+    monkeypatch.setattr(certificates, "KEPT", 2000)
+    pieces = certified_r(vae, x, radii, samples=2000, generator=seeded(0))
+    torch.testing.assert_close(pieces, whole, rtol=DOUBLE, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"x": torch.full((1, 20), torch.nan)}, ValueError, "x must be finite"),
+        ({"radii": [0.1, -1.0]}, ValueError, "radii must be finite and >= 0, but holds -1"),
+        ({"radii": [torch.nan]}, ValueError, "radii must be finite and >= 0"),
+        ({"samples": 0}, ValueError, "samples must be a whole number of at least 1"),
+        ({"confidence": 1.0}, ValueError, "confidence must lie strictly between 0 and 1"),
+        ({"refine": -1}, ValueError, "refine must be a whole number of at least 0"),
+    ],
+)
+def test_wrong_arguments_of_the_certified_r_are_named(change, error, message):
+    arguments = {"x": uniform(1, 20), "radii": [0.1], "samples": 1000} | change
+    with pytest.raises(error, match=message):
+        certified_r(graded_model(), arguments.pop("x"), arguments.pop("radii"), **arguments)
+
+
+def test_shifts_are_sought_in_pieces(monkeypatch):
+    """The same numbers as all at once, to the last digit but for the order of sums."""
+    mass = torch.linspace(1e-4, 0.45, 23).double()
+    first, second = 0.8 * mass, 1.5 * mass
+    whole = safe_shift(mass, first, second)
+    monkeypatch.setattr(certificates, "SHIFTS", 5)
+    torch.testing.assert_close(safe_shift(mass, first, second), whole, rtol=1e-9, atol=0)
 
 
 # what is wrong

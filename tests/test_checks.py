@@ -231,6 +231,7 @@ CALLS = [
     (lambda: latent_attack(MODEL, X - 1, X, 1.0, box=True), r"x must hold pixels in \[0, 1\], but ranges over"),
     (lambda: attack_margin(MODEL, X, -1.0), r"^r must be finite and >= 0, but holds -1\.0"),
     (lambda: attack_margin(MODEL, X, 1.0, limit=-2.0), r"limit must be a finite number > 0, but is -2\.0"),
+    (lambda: attack_margin(MODEL, X, 1.0, guess=-1.0), r"^guess must be finite and >= 0, but holds -1\.0"),
     (lambda: attack_margin(MODEL, X, 1.0, tolerance=1.0), r"tolerance must lie .* but is 1\.0"),
     (lambda: attack_margin(MODEL, X, 1.0, judging_samples=0), "judging_samples must be .* but is 0"),
     (lambda: attack_margin(MODEL, X, 1.0, confidence=1.5), r"confidence must lie .* but is 1\.5"),

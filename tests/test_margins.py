@@ -157,6 +157,45 @@ def test_censoring_is_reported(square):
     assert not found.confirmed.any()
 
 
+def test_a_guess_changes_how_long_the_search_takes_and_not_what_it_finds(square, monkeypatch):
+    """Whatever the guess, the end is a bracket of one tolerance about the same margin, and each attempt adds another.
+
+    The bracket is found by doubling strides, in logarithms as the halving is; the least radius is 1e-4 of the largest.
+    """
+    r, x, tolerance = torch.full((3,), square.quantile(0.9), dtype=torch.float64), uniform(3, 4), 0.02
+    attacked = []
+
+    def watched(model, x, radius, **options):
+        attacked.extend(radius.tolist())
+        return maximum_damage(model, x, radius, **options)
+
+    monkeypatch.setattr(margins, "maximum_damage", watched)
+    options = {"judging_samples": 4000, "tolerance": tolerance, "confidence": SURE, "steps": 6}
+    plain, exact = attack_margin(square, x, r, **options), square.margin(float(r[0]))
+    usual = len(attacked)
+    counts = {}
+    for guess in (0.0, 1e-3, 0.9 * exact, 1.05 * exact, 3 * exact, 1e6, torch.tensor([0.0, exact, 20.0]).double()):
+        attacked.clear()
+        found = attack_margin(square, x, r, guess=guess, **options)
+        counts[str(guess)] = len(attacked)
+        assert found.confirmed.all() and not found.censored.any()
+        assert (found.radius >= exact).all()
+        assert ((found.radius / plain.radius).log().abs() <= ATTEMPTS * np.log1p(tolerance)).all()
+        assert 1e-4 * found.limit <= min(attacked) and max(attacked) <= found.limit
+    assert counts[str(1.05 * exact)] < 0.75 * usual
+    assert max(counts.values()) < 2 * usual
+
+
+def test_a_guess_below_a_margin_that_is_beyond_the_limit_ends_at_the_limit(square):
+    r = square.quantile(0.99)
+    limit = 0.5 * square.margin(r)
+    for guess in (0.0, 0.3 * limit, limit, 2 * limit):
+        found = attack_margin(square, uniform(2, 4), r, limit=limit, guess=guess, judging_samples=2000, steps=3)
+        assert found.censored.all() and not found.confirmed.any()
+        assert found.radius.tolist() == [limit] * 2
+        assert (found.delta.norm(dim=1) > 0.99 * limit).all()  # that which failed
+
+
 def test_the_ladder_holds(square, graded):
     """Theorem 1 <= exact margin <= attack margin <= random-direction radius, the last but for sampling error."""
     for model in (square, graded):

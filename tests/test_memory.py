@@ -16,7 +16,7 @@ import torch
 from vaerobust.algorithms import random_direction_radius
 from vaerobust.attacks import maximum_damage
 from vaerobust.bounds import jacobian_norms
-from vaerobust.certificates import failures
+from vaerobust.certificates import certified_r, certify, failures
 from vaerobust.criterion import distances, distances_in_random_directions
 from vaerobust.model import VAE
 
@@ -29,10 +29,13 @@ def peak():
 
 torch.manual_seed(0)
 vae = VAE(784, 16, 4)  # as wide as an image, and otherwise small, to be fast
+small = VAE(8, 4, 2)
 images = torch.rand(20_000, 784)
 calls = {
     "distances": (2, 200_000, lambda x, samples: distances(vae, x, samples=samples)),
     "failures": (2, 200_000, lambda x, samples: failures(vae, x, [0.5], samples=samples)),
+    "certify": (2_000, 100, lambda x, samples: certify(vae, x, failures(vae, x, [0.5], samples=samples)[0], refine=0)),
+    "certified_r": (400, 50_000, lambda x, samples: certified_r(small, x[:, :8], [0.0], samples=samples, refine=0)),
     "jacobian_norms": (20_000, 1, lambda x, samples: jacobian_norms(vae, x)),
     "distances_in_random_directions": (
         1, 200_000, lambda x, samples: distances_in_random_directions(vae, x, 1.0, samples=samples),
@@ -62,5 +65,5 @@ def test_peak_memory_depends_neither_on_points_nor_on_samples():
     done = subprocess.run([sys.executable, "-c", CHILD], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     grown = {name: float(megabytes) for name, megabytes in map(str.split, done.stdout.splitlines())}
-    assert len(grown) == 6
+    assert len(grown) == 8
     assert max(grown.values()) < ALLOWED, grown  # the peak so far, call by call

@@ -15,7 +15,7 @@ from vaerobust.criterion import distances
 from vaerobust.data import read_sample
 from vaerobust.linear import LinearGaussianVAE
 from vaerobust.model import VAE
-from vaerobust.sandwich import sandwich, strongest_attack, violations
+from vaerobust.sandwich import curves, sandwich, strongest_attack, violations
 from vaerobust.weights import pretrained
 
 COLUMNS = [
@@ -145,6 +145,64 @@ def test_confirmed_attacks_are_above_the_exact_margin_as_often_as_they_say():
     wrong = sum(bool(one.confirmed) and float(one.radius) < model.margin(float(r)) for one in found)
     assert wrong <= most_misses(runs, alpha / 2)
     assert sum(bool(one.confirmed) for one in found) > runs / 2
+
+
+# the curves
+
+
+def least_r(model, shift, level):
+    """Return the quantile of D at a shift of the latents."""
+    return optimize.brentq(lambda r: model.probability(r, shift) - level, 1e-9, 10.0)
+
+
+def test_curves_enclose_the_exact_least_r():
+    """On linear models of several shapes; each end errs once in a million. The attack finds the one bad direction."""
+    for model in (graded_model(), LinearGaussianVAE(30, 6, sigma=0.05, seed=4)):
+        norm = float(torch.linalg.matrix_norm(model.weight, 2))
+        radii = [shift * model.sigma / norm for shift in (0.0, 0.5, 1.0, 2.0, 8.0)]
+        x = uniform(3, model.weight.shape[1])
+        found = curves(model, x, radii, judging_samples=4000, confidence=1 - ALARM)
+        assert found.certified.shape == found.broken.shape == (5, 3) and found.confidence == 1 - ALARM
+        for radius, certified, broken in zip(radii, found.certified, found.broken, strict=True):
+            exact = least_r(model, radius * norm, 0.5)
+            assert (certified >= exact).all() and (broken <= exact).all()
+            # 4,000 samples bound a median from below by the quantile at 1/2 less two of Hoeffding's errors; the attack
+            # loses a tenth of the shift at most
+            assert (broken >= least_r(model, 0.9 * radius * norm, 0.5 - 2 * np.sqrt(np.log(1 / ALARM) / 8000))).all()
+        assert torch.isfinite(found.certified[:4]).all() and torch.isinf(found.certified[4]).all()
+
+
+def test_curves_of_a_trained_model_have_two_ends_and_rise():
+    vae, x = pretrained("mnist", 5.0).vae, read_sample("mnist")[0][:2].float() / 255
+    radii = (0.002, 0.005, 0.01, 0.02)
+    found = curves(vae, x, radii, samples=5000, judging_samples=1000, refine=2)
+    assert (found.broken > 0).all() and (found.certified > found.broken).all()
+    # common noise, and attacks that begin at the last one
+    assert (found.broken.diff(dim=0) > 0).all() and (found.certified.diff(dim=0) > 0).all()
+    assert torch.isfinite(found.certified).all()
+
+
+def test_few_judging_samples_break_nothing():
+    """Two samples never reject at one in a thousand, so 0 is all that is known to be below the median."""
+    found = curves(square_model(), uniform(1, 4), [0.05], samples=1000, judging_samples=2)
+    assert found.broken.tolist() == [[0.0]]
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"x": torch.zeros(4)}, ValueError, r"x must have shape \(n, d\)"),
+        ({"radii": [-0.1]}, ValueError, "radii must be finite and >= 0"),
+        ({"samples": 0}, ValueError, "samples must be a whole number of at least 1"),
+        ({"judging_samples": 0}, ValueError, "judging_samples must be a whole number of at least 1"),
+        ({"steps": 0}, ValueError, "steps must be a whole number of at least 1"),
+        ({"confidence": 0.0}, ValueError, "confidence must lie strictly between 0 and 1"),
+    ],
+)
+def test_wrong_arguments_of_curves_are_named(change, error, message):
+    arguments = {"x": uniform(1, 4), "radii": [0.1], "samples": 1000, "judging_samples": 100} | change
+    with pytest.raises(error, match=message):
+        curves(square_model(), arguments.pop("x"), arguments.pop("radii"), **arguments)
 
 
 # violations

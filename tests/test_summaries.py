@@ -17,7 +17,7 @@ from vaerobust import commands, data, summaries
 from vaerobust.bounds import theorem_1
 from vaerobust.criterion import log_likelihood
 from vaerobust.protocol import BETAS, COMPANIONS, GRID, HEADLINES, SEEDS, SUMMARISED, TAUS, VARIANTS, Spec
-from vaerobust.sandwich import sandwich
+from vaerobust.sandwich import curves, sandwich
 from vaerobust.summaries import CHOICES, Choice, summary
 from vaerobust.training import train
 from vaerobust.weights import SHIPPED, Trained, load_model, pretrained
@@ -101,6 +101,36 @@ def test_two_sides_are_had_again():
         for name in ("r", "p low", "theorem 1", "whitened", "half space", "certified", "second moment", "attack"):
             # five digits are kept; a processor that rounds otherwise may move a bisection, of width 3 %, by a step
             assert columns[name].tolist() == pytest.approx(stored[name][:n], rel=0.07 if name == "attack" else 0.01)
+
+
+def ends_of_curves(spec):
+    """Return radii, and certified and broken r with infinity for what is not certified, as arrays."""
+    one = summary(spec, "curves")
+    certified = [[np.inf if r is None else r for r in line] for line in one["certified"]]
+    return np.array(one["radii"]), np.array(certified), np.array(one["broken"])
+
+
+@pytest.mark.parametrize("spec", GRID, ids=lambda spec: spec.name)
+def test_curves_have_two_ends(spec):
+    one = summary(spec, "curves")
+    assert Spec(**one["spec"]) == spec
+    assert one["weights_sha256"] == hashlib.sha256((SHIPPED / f"{spec.name}.safetensors").read_bytes()).hexdigest()
+    radii, certified, broken = ends_of_curves(spec)
+    assert radii.tolist() == list(summaries.CURVE_RADII)
+    assert certified.shape == broken.shape == (len(radii), 100)
+    assert (certified >= broken).all() and (broken > 0).all()
+    assert (np.diff(np.nan_to_num(certified, posinf=1e9), axis=0) >= 0).all()
+    assert np.isfinite(certified[:2]).all() and np.isinf(certified[-1]).any()
+
+
+def test_curves_are_had_again():
+    """The first images alone; what is stored has five digits, and an attack may end elsewhere on another processor."""
+    spec, n = GRID[2], 2
+    x = data.load(spec.dataset).pixels[:n]
+    again = curves(pretrained(spec.dataset, spec.beta).vae, x, summaries.CURVE_RADII)
+    _, certified, broken = ends_of_curves(spec)
+    assert again.certified.numpy() == pytest.approx(certified[:, :n], rel=0.02)
+    assert again.broken.numpy() == pytest.approx(broken[:, :n], rel=0.05)
 
 
 @pytest.mark.parametrize("spec", commands.KINDS["attack"][0], ids=lambda spec: spec.name)

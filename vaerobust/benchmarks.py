@@ -308,7 +308,7 @@ class EqualMargin(NamedTuple):
     other: Tensor
 
 
-def attacks(points: int = 16, other_points: int = 2, tolerance: float = 0.03, turns: int = 2) -> EqualMargin:
+def attacks(points: int = 16, other_points: int = 6, tolerance: float = 0.03, turns: int = 2) -> EqualMargin:
     """Time the attack margin, and re-running L-BFGS-B at each radius: by bisection, and on a grid from 0 upwards."""
     vae, x, r = test_points(points)
     few = slice(other_points)

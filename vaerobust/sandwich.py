@@ -105,15 +105,20 @@ def strongest_attack(
     """
     if linearised is None:
         linearised = linearised_radii(model, x, r, generator=torch.Generator(x.device).manual_seed(seed))
-    with torch.no_grad():
-        sigma = model.encode(x)[1]
-    vectors = torch.linalg.svd(encoder_jacobian(model, x) / sigma[:, :, None], full_matrices=False).Vh[:, 0]
-    starts = torch.stack([linearised.direction, -linearised.direction, vectors])
     return attack_margin(
         model, x, r, guess=GUESS * linearised.second_moment, steps=steps, restarts=1, samples=samples,
         choosing_samples=choosing_samples, judging_samples=judging_samples, final_samples=final_samples,
-        tolerance=tolerance, directions=starts, warm_start=True, confidence=confidence, box=box, seed=seed,
+        tolerance=tolerance, directions=_worst_directions(model, x, linearised), warm_start=True,
+        confidence=confidence, box=box, seed=seed,
     )  # fmt: skip
+
+
+def _worst_directions(model: GaussianVAE, x: Tensor, linearised: LinearisedRadii) -> Tensor:
+    """Return where attacks should start, shape (3, n, d_x)."""
+    with torch.no_grad():
+        sigma = model.encode(x)[1]
+    whitened = torch.linalg.svd(encoder_jacobian(model, x) / sigma[:, :, None], full_matrices=False).Vh[:, 0]
+    return torch.stack([linearised.direction, -linearised.direction, whitened])
 
 
 def sandwich(
@@ -245,16 +250,13 @@ def curves(
     )  # fmt: skip
     checks.count("judging_samples", judging_samples)
     r = distance_quantile(distances(model, x, samples=1000, generator=noise(2)), 0.9).value
-    with torch.no_grad():
-        sigma = model.encode(x)[1]
-    way = linearised_radii(model, x, r, generator=noise(3)).direction
-    vectors = torch.linalg.svd(encoder_jacobian(model, x) / sigma[:, :, None], full_matrices=False).Vh[:, 0]
+    worst = _worst_directions(model, x, linearised_radii(model, x, r, generator=noise(3)))
     delta = torch.zeros_like(x)
     # of so many draws, as few as this or fewer lie below the median with probability alpha at most
     rank = int(stats.binom.ppf(1 - confidence, judging_samples, 0.5))
     broken = []
     for radius in radii:
-        starts = torch.stack([way, -way, vectors, delta])
+        starts = torch.cat([worst, delta[None]])
         delta = maximum_damage(
             model, x, radius, steps=steps, restarts=1, directions=starts, generator=noise(4)
         ).delta  # fmt: skip
