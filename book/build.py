@@ -146,7 +146,7 @@ def parameter_names(notebook: NotebookNode) -> Iterator[str]:
 def out_of_date(sources: dict[str, Path], overrides: dict[str, Parameters], out: Path, timeout: int) -> list[Task]:
     """Return a task for each notebook whose executed copy is missing or was made from something else."""
     data = data_in_use()
-    summaries = set(files_under(ROOT / "vaerobust/summaries"))  # of interest to the notebooks that read them alone
+    summaries = set(files_under(ROOT / "vaerobust/study/stored"))  # of interest to the notebooks that read them alone
     package = digest(path for path in files_under(ROOT / "vaerobust") if path not in summaries)
     packages = package_versions()
     executed = out / "executed/notebooks"
@@ -178,7 +178,7 @@ def out_of_date(sources: dict[str, Path], overrides: dict[str, Parameters], out:
 
 def data_in_use() -> dict[str, dict[str, object]]:
     """Load the test images, which fills the cache before kernels ask for it, and say where they came from."""
-    from vaerobust import data
+    from vaerobust.zoo import data
 
     found: dict[str, dict[str, object]] = {}
     for name in data.DATASETS:
@@ -240,7 +240,7 @@ def execute(tasks: list[Task], jobs: int) -> dict[str, str]:
         return {}
     from tqdm import tqdm
 
-    from vaerobust.training import processor
+    from vaerobust.zoo.training import processor
 
     jobs = max(1, min(jobs, len(tasks)))
     threads = max(1, processors() // jobs)

@@ -172,8 +172,8 @@ def judge(registry: list[Claim], copies: dict[str, Any]) -> Ledger:
 
 
 def records(notebook: Any) -> Iterator[Claim]:
-    """Yield what the cells of an executed notebook recorded by ``vaerobust.page.claim``, each with its cell's place."""
-    from vaerobust.page import CLAIM
+    """Yield what an executed notebook recorded by ``vaerobust.page.numbers.claim``, each with its cell's place."""
+    from vaerobust.page.numbers import CLAIM
 
     for place, cell in enumerate(notebook["cells"]):
         for output in cell.get("outputs", []):

@@ -30,11 +30,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from vaerobust import data, figures, summaries
+from vaerobust.certify.both_sides import sandwich
 from vaerobust.criterion import distances, probability_of_robustness
-from vaerobust.protocol import GRID, Spec
-from vaerobust.sandwich import sandwich
-from vaerobust.weights import Trained, pretrained
+from vaerobust.page import figures
+from vaerobust.study import summaries
+from vaerobust.zoo import data
+from vaerobust.zoo.protocol import GRID, Spec
+from vaerobust.zoo.weights import Trained, pretrained
 
 SIZES = (1e-3, 64.0)
 """The axis of sizes: linear far below the first, logarithmic far above it, up to the last, where searches end."""
@@ -70,7 +72,7 @@ class Exhibit:
     ----------
     spec : Spec
     bounds : dict
-        By 'own' and 'fixed', columns with a number an image; see :func:`vaerobust.sandwich.sandwich`.
+        By 'own' and 'fixed', columns with a number an image; see :func:`vaerobust.certify.both_sides.sandwich`.
     deltas : dict of Tensor, each shape (kept, d_x)
         The attacks' perturbations.
     """
@@ -237,8 +239,8 @@ def picture(exhibit: Exhibit, images: Tensor, number: int) -> tuple[Figure, str]
     direction = exhibit.deltas[START_RADIUS][number : number + 1].float()
     delta = size * direction / direction.norm().clamp(min=1e-12)
     generators = [torch.Generator().manual_seed(7) for _ in range(2)]  # one noise for both
-    clean = distances(vae, x, samples=PICTURE_SAMPLES, generator=generators[0])
-    moved = distances(vae, x, delta, samples=PICTURE_SAMPLES, generator=generators[1])
+    clean = distances(vae, x, samples=PICTURE_SAMPLES, seed=generators[0])
+    moved = distances(vae, x, delta, samples=PICTURE_SAMPLES, seed=generators[1])
     judged = probability_of_robustness(moved, r, confidence=CONFIDENCE)
     probability, low, high = (float(value[0]) for value in (judged.probability, judged.low, judged.high))
     with torch.no_grad():

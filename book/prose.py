@@ -7,7 +7,7 @@ same before it executes anything, and stops.
 A measured number is, in digits, a decimal number, a percentage, a factor ("3 times", "×"), or a number of something
 that is counted or has a unit (:data:`UNITS`). Such a number must come
 
-- from the code, by ``number`` or ``claim`` of ``vaerobust.page`` and the role ``{glue:text}``; or
+- from the code, by ``number`` or ``claim`` of ``vaerobust.page.numbers`` and the role ``{glue:text}``; or
 - from the notebook's cell of parameters, in a list too, whose values prose may repeat: ``level = 0.9`` allows 0.9 and
   90 %. No parameter allows a factor, since small whole numbers are the values of some parameter everywhere; or
 - from the paper, and then marked: ``[0.84]{.paper}``, or ``[$\rho = 0.84$]{.paper}`` around mathematics; or

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pandas as pd
 import torch
 
-from vaerobust import benchmarks
-from vaerobust.training import processor
+from vaerobust.study import benchmarks
+from vaerobust.zoo.training import processor
 
 if __name__ == "__main__":
     # Adam's second moments of dead units sink into denormal numbers, which some processors handle 100 times slower

@@ -23,9 +23,9 @@ from playwright.sync_api import Browser, BrowserContext, Page, Route, sync_playw
 from scipy import stats
 from torch import Tensor
 
-from vaerobust.data import Images
 from vaerobust.linear import LinearGaussianVAE
 from vaerobust.model import VAE
+from vaerobust.zoo.data import Images
 
 ALARM = 1e-6
 """Probability with which a statistical test may fail by chance."""

@@ -14,7 +14,7 @@ from vaerobust import algorithms
 from vaerobust.algorithms import algorithm_1_as_printed, algorithm_2_as_printed, minimum_r, random_direction_radius
 from vaerobust.criterion import distances_in_random_directions
 from vaerobust.linear import LinearGaussianVAE
-from vaerobust.weights import pretrained
+from vaerobust.zoo.weights import pretrained
 
 RUNS = 600
 
@@ -52,7 +52,7 @@ def test_algorithm_1_as_printed_ends_when_chance_says(linear):
     """Pass k compares new samples with r = k * step, so it ends with a binomial probability known exactly."""
     x = uniform(1, linear.weight.shape[1])
     step, samples, generator = 0.2 * linear.quantile(0.5), 20, seeded(0)
-    runs = [algorithm_1_as_printed(linear, x, step=step, samples=samples, generator=generator) for _ in range(RUNS)]
+    runs = [algorithm_1_as_printed(linear, x, step=step, samples=samples, seed=generator) for _ in range(RUNS)]
     chances = [stats.binom.sf(9, samples, linear.probability(k * step)) for k in range(1, 30)]
     assert largest_gap([run.iterations for run in runs], law_of_the_first_success(chances)) <= GAP
     for run in runs:
@@ -65,10 +65,10 @@ def test_algorithm_1_as_printed_finds_the_order_statistic_it_converges_to(linear
     """Both lie within the sampling error of the exact median, the printed one up to a step above it."""
     x = uniform(1, linear.weight.shape[1])
     samples, step = 20_000, 0.01 * linear.quantile(0.5)
-    printed = algorithm_1_as_printed(linear, x, step=step, samples=samples, generator=seeded(1))
+    printed = algorithm_1_as_printed(linear, x, step=step, samples=samples, seed=1)
     error = share_error(samples, 300)  # it tests far fewer radii than 300
     assert linear.quantile(0.5 - error) <= printed.value <= linear.quantile(0.5 + error) + step
-    direct = minimum_r(linear, x, samples=samples, generator=seeded(2), confidence=1 - ALARM)
+    direct = minimum_r(linear, x, samples=samples, seed=2, confidence=1 - ALARM)
     assert float(direct.low) <= linear.quantile(0.5) <= float(direct.high)
     assert float(direct.low) - linear.quantile(0.5) >= linear.quantile(0.5 - error) - linear.quantile(0.5 + error)
     assert (
@@ -78,7 +78,7 @@ def test_algorithm_1_as_printed_finds_the_order_statistic_it_converges_to(linear
 
 def test_algorithm_1_says_when_it_did_not_end(linear):
     x = uniform(1, linear.weight.shape[1])
-    run = algorithm_1_as_printed(linear, x, step=1e-6 * linear.sigma, samples=10, most=7, generator=seeded(0))
+    run = algorithm_1_as_printed(linear, x, step=1e-6 * linear.sigma, samples=10, most=7, seed=0)
     assert not run.ended
     assert np.isnan(run.value)
     assert (run.iterations, run.samples) == (7, 70)
@@ -88,7 +88,7 @@ def test_algorithm_1_says_when_it_did_not_end(linear):
 def test_minimum_r_is_the_exact_quantile_at_every_point(linear, level):
     """The law does not depend on x; at 1 - ALARM the interval may miss once in a million."""
     found = minimum_r(
-        linear, uniform(4, linear.weight.shape[1]), level=level, samples=5000, generator=seeded(3), confidence=1 - ALARM
+        linear, uniform(4, linear.weight.shape[1]), level=level, samples=5000, seed=3, confidence=1 - ALARM
     )
     exact = linear.quantile(level)
     assert found.value.shape == (4,)
@@ -120,7 +120,7 @@ def test_algorithm_2_as_printed_ends_when_chance_says(kind):
     r, options = 0.35, {"step": 0.05, "start": 0.8, "samples": 15}
     tried, law = algorithm_2_law(kind, r, **options)
     generator = seeded(0)
-    runs = [algorithm_2_as_printed(model, x, r, **options, generator=generator) for _ in range(RUNS)]
+    runs = [algorithm_2_as_printed(model, x, r, **options, seed=generator) for _ in range(RUNS)]
     assert largest_gap([run.iterations for run in runs], law) <= GAP
     # the law with the other sigma is out of reach, so this shows that sigma is taken at the perturbed input
     other = algorithm_2_law(LinearGaussianVAE if kind is SpreadingVAE else SpreadingVAE, r, **options)[1]
@@ -134,7 +134,7 @@ def test_algorithm_2_as_printed_ends_when_chance_says(kind):
 def test_algorithm_2_says_where_it_would_go_on_for_ever(square):
     """Below the median of D(x) half of the samples are never within r; it ends at the first radius below 0."""
     run = algorithm_2_as_printed(
-        square, uniform(1, 4), 0.5 * square.quantile(0.01), step=0.25, start=1.0, samples=200, generator=seeded(0)
+        square, uniform(1, 4), 0.5 * square.quantile(0.01), step=0.25, start=1.0, samples=200, seed=0
     )
     assert not run.ended
     assert np.isnan(run.value)
@@ -163,7 +163,7 @@ def test_random_direction_radius_is_the_margin_where_all_directions_are_alike(sq
 def test_algorithm_2_as_printed_agrees_with_random_direction_radius(square):
     """Both lie within the Hoeffding error of the margin; the printed one loses a step, and stops up to one early."""
     samples, step, x, r = 4000, 0.002, uniform(1, 4), square.quantile(0.9)
-    printed = algorithm_2_as_printed(square, x, r, step=step, start=0.3, samples=samples, generator=seeded(5))
+    printed = algorithm_2_as_printed(square, x, r, step=step, start=0.3, samples=samples, seed=5)
     direct = random_direction_radius(square, x, r, limit=0.3, samples=samples, tolerance=1e-4, perturb_sigma=True)
     error = share_error(samples, 200)  # of fewer than 200 radii in all
     low, high = radius_at(square, r, 0.5 + error, 2.0), radius_at(square, r, 0.5 - error, 2.0)
@@ -244,7 +244,7 @@ def test_perturbing_sigma_matters_where_sigma_depends_on_the_input():
 def test_the_radius_depends_neither_on_order_nor_on_company_nor_on_chunks(vae, monkeypatch):
     """Bisection makes the same choices; only a share of exactly one half could turn over by a rounding."""
     x = uniform(5, 12)
-    r = minimum_r(vae, x, level=0.8, samples=500, generator=seeded(1)).value
+    r = minimum_r(vae, x, level=0.8, samples=500, seed=1).value
     whole = random_direction_radius(vae, x, r, limit=8.0, samples=150)
     assert 0 < float(whole.radius.min()) < float(whole.radius.max())
     order = torch.tensor([4, 2, 0, 1, 3])
@@ -274,11 +274,11 @@ def test_draws_are_counted(square, monkeypatch):
 def test_no_sample_that_was_not_asked_would_have_changed_the_count():
     """Ask every sample of a trained model at both ends of the last bracket; up to two may turn over by a rounding."""
     model, x, samples, width = pretrained("mnist").vae, uniform(2, 784).float(), 1000, 1 / 128
-    r = minimum_r(model, x, level=0.9, samples=1000, generator=seeded(1)).value
+    r = minimum_r(model, x, level=0.9, samples=1000, seed=1).value
     found = random_direction_radius(model, x, r, limit=16.0, samples=samples, tolerance=width)
     assert (found.radius > 0).all() and not found.censored.any()
     inner, outer = (
-        (distances_in_random_directions(model, x, radius, samples=samples, generator=seeded(0)) <= r[:, None]).sum(1)
+        (distances_in_random_directions(model, x, radius, samples=samples, seed=0) <= r[:, None]).sum(1)
         for radius in (found.radius, found.radius + width)
     )
     assert (inner >= samples / 2 - 2).all() and (outer < samples / 2 + 2).all()

@@ -86,11 +86,11 @@ def test_norms_are_those_of_torch(shape):
 @pytest.mark.parametrize("name", ["jacobian_norms", "proposition_1", "theorem_1"])
 def test_bounds_depend_neither_on_order_nor_on_company_nor_on_chunks(name, vae, monkeypatch):
     x = uniform(7, 12)
-    r = minimum_r(vae, x, level=0.8, samples=500, generator=seeded(1)).value
+    r = minimum_r(vae, x, level=0.8, samples=500, seed=1).value
 
     def compute(points):
         if name == "theorem_1":
-            return theorem_1(vae, x[points], r[points], samples=50, generator=seeded(2))[:3]
+            return theorem_1(vae, x[points], r[points], samples=50, seed=2)[:3]
         found = getattr(bounds, name)(vae, x[points])
         return found if isinstance(found, tuple) else (found,)
 
@@ -127,7 +127,7 @@ def test_half_space_shift_is_the_probit_and_zero_up_to_one_half():
 
 def test_theorem_1_is_its_formula(linear):
     x = uniform(2, linear.weight.shape[1])
-    found = theorem_1(linear, x, linear.quantile(0.9), samples=500, generator=seeded(0))
+    found = theorem_1(linear, x, linear.quantile(0.9), samples=500, seed=0)
     scale = linear.sigma / float(torch.linalg.matrix_norm(linear.weight))
     robustness = found.robustness
     for bound, p in zip(found[:3], (robustness.probability, robustness.low, robustness.high), strict=True):
@@ -137,8 +137,8 @@ def test_theorem_1_is_its_formula(linear):
 
 def test_theorem_1_takes_the_least_sigma_and_the_jacobian_of_each_point(vae):
     x = uniform(4, 12)
-    r = minimum_r(vae, x, level=0.8, samples=500, generator=seeded(1)).value
-    found = theorem_1(vae, x, r, samples=500, generator=seeded(2))
+    r = minimum_r(vae, x, level=0.8, samples=500, seed=1).value
+    found = theorem_1(vae, x, r, samples=500, seed=2)
     for i in range(4):
         sigma, jacobian = vae.encode(x[i : i + 1])[1].min(), encoder_jacobian(vae, x[i : i + 1])[0]
         direct = float(sigma / jacobian.pow(2).sum().sqrt()) * stats.norm.ppf(found.robustness.probability[i])
@@ -148,7 +148,7 @@ def test_theorem_1_takes_the_least_sigma_and_the_jacobian_of_each_point(vae):
 def test_theorem_1_interval_covers_the_exact_bound(linear):
     x, r = uniform(1, linear.weight.shape[1]), linear.quantile(0.8)
     generator, exact = seeded(1), linear.theorem_1(r)
-    found = [theorem_1(linear, x, r, samples=80, generator=generator, confidence=0.8) for _ in range(300)]
+    found = [theorem_1(linear, x, r, samples=80, seed=generator, confidence=0.8) for _ in range(300)]
     assert sum(float(one.low) > exact for one in found) <= most_misses(300, 0.1)
     assert sum(float(one.high) < exact for one in found) <= most_misses(300, 0.1)
 
@@ -172,7 +172,7 @@ def test_the_bound_is_zero_where_half_of_the_samples_leave(linear):
     """At the 0.2 quantile 2,000 samples put half within r with a probability far below ALARM."""
     x = uniform(2, linear.weight.shape[1])
     r = torch.tensor([0.0, linear.quantile(0.2)], dtype=torch.float64)
-    found = theorem_1(linear, x, r, samples=2000, generator=seeded(0))
+    found = theorem_1(linear, x, r, samples=2000, seed=0)
     for bound in found[:3]:
         assert bound.tolist() == [0.0, 0.0]
     for small in (0.0, linear.quantile(0.2), linear.quantile(0.4999)):
@@ -181,7 +181,7 @@ def test_the_bound_is_zero_where_half_of_the_samples_leave(linear):
 
 def test_with_every_sample_within_the_lower_limit_stays_finite(linear):
     x = uniform(1, linear.weight.shape[1])
-    found = theorem_1(linear, x, 100 * linear.sigma, samples=100, generator=seeded(0))
+    found = theorem_1(linear, x, 100 * linear.sigma, samples=100, seed=0)
     assert found.radius == found.high == torch.inf
     scale = linear.sigma / float(torch.linalg.matrix_norm(linear.weight))
     assert float(found.low) == pytest.approx(scale * stats.norm.ppf(0.025 ** (1 / 100)), rel=DOUBLE)
@@ -190,7 +190,7 @@ def test_with_every_sample_within_the_lower_limit_stays_finite(linear):
 def test_a_constant_encoder_has_an_infinite_bound_or_none():
     model = square_model(gain=0.0)
     r = torch.tensor([model.quantile(0.1), model.quantile(0.9)], dtype=torch.float64)
-    found = theorem_1(model, uniform(2, 4), r, samples=500, generator=seeded(0))
+    found = theorem_1(model, uniform(2, 4), r, samples=500, seed=0)
     for bound in found[:3]:
         assert bound.tolist() == [0.0, torch.inf]
 
@@ -226,6 +226,6 @@ def test_the_trace_is_the_mean_square_distance_for_a_small_sigma():
     vae.encoder_sigma[-1].bias -= 11.5
     vae.encoder_sigma[-1].weight *= 0.01
     samples = 20_000
-    mean_square = distances(vae, x, samples=samples, generator=seeded(0)).pow(2).mean(1)
+    mean_square = distances(vae, x, samples=samples, seed=0).pow(2).mean(1)
     error = -stats.norm.ppf(ALARM / 2) * (2 / samples) ** 0.5
     torch.testing.assert_close(2 * mean_square, proposition_1(vae, x) ** 2, rtol=error, atol=0)

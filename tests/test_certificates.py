@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import integrate, optimize, stats
 
-from vaerobust import certificates
 from vaerobust.bounds import half_space_shift
-from vaerobust.certificates import BANDS, Failures, certified_margin, certified_r, certify, failures, safe_shift
+from vaerobust.certify import certificates
+from vaerobust.certify.certificates import BANDS, Failures, certified_margin, certified_r, certify, failures, safe_shift
 from vaerobust.criterion import distances
 from vaerobust.linear import LinearGaussianVAE
 
@@ -257,7 +257,7 @@ class OneSidedVAE(LinearGaussianVAE):
 
 def independent(model, x, r, samples, runs, seed=0):
     """Return points and their failures as of many independent runs: noise is shared within a call, so call anew."""
-    found = [failures(model, x, [r], samples=samples, generator=seeded(seed + run))[0] for run in range(runs)]
+    found = [failures(model, x, [r], samples=samples, seed=seeded(seed + run))[0] for run in range(runs)]
     together = Failures(*(torch.cat([getattr(one, name) for one in found]) for name in Failures._fields[:3]), samples)
     return x.repeat(runs, 1), together
 
@@ -336,9 +336,9 @@ def test_coverage_on_a_curved_encoder(seed):
     """The exact margin is found on a grid of 120 directions and lengths with steps of 3.5%, so never too short."""
     model, alpha, runs = CurvedVAE(seed), 0.1, 40
     x = uniform(1, 2, seed=seed)
-    r = float(distances(model, x, samples=4000, generator=seeded(1)).quantile(0.85))
+    r = float(distances(model, x, samples=4000, seed=1).quantile(0.85))
     exact = model.margin(x, r)
-    with_noise = (distances(model, x, samples=40_000, generator=seeded(2)) <= r).double().mean()
+    with_noise = (distances(model, x, samples=40_000, seed=2) <= r).double().mean()
     # three standard errors of 40,000 samples with p = 0.85, and more: the integral is the model's law
     assert abs(float(with_noise) - model.probability(torch.zeros(1, 2), r)[0]) < 0.01
     x, found = independent(model, x, r, 2000, runs)
@@ -361,9 +361,9 @@ def test_coverage_fails_for_radii_twice_as_long():
 def judged():
     """A model, points, and their failures at three values of r, by the same samples."""
     vae, x = random_vae(12, 16, 3), uniform(3, 12)
-    d = distances(vae, x, samples=2000, generator=seeded(1))
+    d = distances(vae, x, samples=2000, seed=1)
     r = [d.quantile(level, dim=1) for level in (0.7, 0.9, 0.99)]
-    return vae, x, r, failures(vae, x, r, samples=5000, generator=seeded(2))
+    return vae, x, r, failures(vae, x, r, samples=5000, seed=2)
 
 
 def test_counts_and_moments_are_those_of_the_samples():
@@ -373,7 +373,7 @@ def test_counts_and_moments_are_those_of_the_samples():
     mu, sigma = vae.encode(x)
     d = (vae.decode(mu[:, None] + sigma[:, None] * eta) - vae.decode(mu)[:, None]).norm(dim=-1)
     radii = [0.3, d.quantile(0.9, dim=1)]
-    for r, found in zip(radii, failures(vae, x, radii, samples=2000, generator=seeded(2)), strict=True):
+    for r, found in zip(radii, failures(vae, x, radii, samples=2000, seed=2), strict=True):
         fails = (d > (r if isinstance(r, float) else r[:, None])).double()
         assert torch.equal(found.number, fails.sum(1))
         torch.testing.assert_close(found.first, fails @ eta / 2000, rtol=DOUBLE, atol=1e-12)
@@ -385,7 +385,7 @@ def test_counts_and_moments_are_those_of_the_samples():
 def test_any_number_of_samples_is_counted_in_pieces(square):
     """Three pieces, the last of them short; the count is binomial, and the moments agree with their exact values."""
     samples, level = 5000, 0.8
-    (found,) = failures(square, uniform(2, 4), [square.quantile(level)], samples=samples, generator=seeded(0))
+    (found,) = failures(square, uniform(2, 4), [square.quantile(level)], samples=samples, seed=0)
     assert abs(float(found.number[0]) - 1000) < 5 * math.sqrt(samples * 0.16)  # five standard errors
     assert torch.equal(found.number[0], found.number[1])  # the same noise, and the same law at every point
     # E[1_B s^2] by chi-square of d + 2, and five standard errors of it: the fourth moment of s is 3
@@ -422,11 +422,9 @@ def test_more_samples_with_the_same_shares_certify_more(judged):
 
 def test_nothing_is_certified_where_half_may_fail(judged):
     vae, x, _, _ = judged
-    r = torch.stack(
-        [torch.zeros(()).double(), *distances(vae, x[1:], samples=2000, generator=seeded(1)).quantile(0.5, dim=1)]
-    )
+    r = torch.stack([torch.zeros(()).double(), *distances(vae, x[1:], samples=2000, seed=1).quantile(0.5, dim=1)])
     for samples in (1, 10, 2000):
-        found = certified_margin(vae, x, r, samples=samples, generator=seeded(2))
+        found = certified_margin(vae, x, r, samples=samples, seed=2)
         assert found.radius.tolist() == found.half_space.tolist() == [0, 0, 0]
         assert (found.p_low <= 0.51).all()
 
@@ -435,7 +433,7 @@ def test_ten_samples_say_something_only_with_little_confidence(judged):
     """All of 10 within r leave P > (alpha / 3)^(1 / 10): 0.45 at alpha = 0.001 and 0.71 at 0.1."""
     vae, x, _, _ = judged
     for confidence, low in ((0.999, (0.001 / 3) ** 0.1), (0.9, (0.1 / 3) ** 0.1)):
-        found = certified_margin(vae, x, 1e3, samples=10, generator=seeded(0), confidence=confidence)
+        found = certified_margin(vae, x, 1e3, samples=10, seed=0, confidence=confidence)
         assert found.p_low == pytest.approx([low] * 3)
         assert ((found.radius > 0) == (low > 0.5)).all()
         assert found.samples == 10 and found.confidence == confidence
@@ -450,16 +448,16 @@ def test_a_confidence_next_to_1_still_gives_a_number(judged):
 
 def test_a_constant_encoder_is_certified_up_to_the_largest_radius():
     model = square_model(gain=0.0)
-    found = certified_margin(model, uniform(2, 4), model.quantile(0.9), samples=500, generator=seeded(0))
+    found = certified_margin(model, uniform(2, 4), model.quantile(0.9), samples=500, seed=0)
     assert found.radius.tolist() == [certificates.LARGEST] * 2
-    found = certified_margin(model, uniform(2, 4), model.quantile(0.2), samples=500, generator=seeded(0))
+    found = certified_margin(model, uniform(2, 4), model.quantile(0.2), samples=500, seed=0)
     assert found.radius.tolist() == [0, 0]
 
 
 def test_on_a_linear_encoder_the_half_space_radius_is_its_formula(graded):
     """There W is exact, so nothing is lost but the search's last step: none where W does not depend on the radius."""
     r = graded.quantile(0.9)
-    found = certified_margin(graded, uniform(2, 20), r, samples=5000, generator=seeded(0))
+    found = certified_margin(graded, uniform(2, 20), r, samples=5000, seed=0)
     for radius, p in zip(found.half_space.tolist(), found.p_low, strict=True):
         assert radius == pytest.approx(graded.sigma * stats.norm.ppf(p), rel=1e-9)  # ||A||_2 = 1
     assert (found.radius > 1.02 * found.half_space).all()
@@ -489,7 +487,7 @@ def test_radii_are_never_rounded_up():
     model = LinearGaussianVAE(20, 4, sigma=0.125)
     x = uniform(1, 20)
     for level in np.linspace(0.7, 0.99, 8):
-        (found,) = failures(model, x, [model.quantile(level)], samples=1000, generator=seeded(0))
+        (found,) = failures(model, x, [model.quantile(level)], samples=1000, seed=0)
         double, single = certify(model, x, found), certify(model, x.float(), found)
         assert single.radius.dtype == single.half_space.dtype == torch.float32
         for exact, rounded in zip(double[:2], single[:2], strict=True):
@@ -499,9 +497,9 @@ def test_radii_are_never_rounded_up():
 def test_the_certificate_depends_neither_on_order_nor_on_company(judged):
     """Batched products of double precision round differently in other company; descent in single precision more."""
     vae, x, r, _ = judged
-    whole = certified_margin(vae, x, r[1], samples=1000, generator=seeded(0))
+    whole = certified_margin(vae, x, r[1], samples=1000, seed=0)
     for points in (torch.tensor([2, 0, 1]), torch.tensor([1])):
-        found = certified_margin(vae, x[points], r[1][points], samples=1000, generator=seeded(0))
+        found = certified_margin(vae, x[points], r[1][points], samples=1000, seed=0)
         torch.testing.assert_close(found.radius, whole.radius[points], rtol=1e-4, atol=0)
         torch.testing.assert_close(found.half_space, whole.half_space[points], rtol=1e-4, atol=0)
         assert np.array_equal(found.p_low, whole.p_low[points.numpy()])
@@ -517,7 +515,7 @@ def test_the_certified_r_lies_between_the_quantiles_that_its_order_statistic_all
     shifts = np.array([0.0, 0.5, 1.0, 2.0])
     radii = (shifts * model.sigma / norm).tolist()
     found = certified_r(
-        model, uniform(2, 20), radii, samples=samples, generator=seeded(0), confidence=confidence
+        model, uniform(2, 20), radii, samples=samples, seed=0, confidence=confidence
     )  # fmt: skip
     assert found.shape == (4, 2)
     for radius, shift, (r, same) in zip(radii, shifts, found.tolist(), strict=True):
@@ -535,11 +533,7 @@ def test_the_certified_r_is_wrong_as_seldom_as_it_says():
     radius = 0.7 * model.sigma / float(torch.linalg.matrix_norm(model.weight, 2))
     quantile = model.quantile(float(PHI(0.7)))
     wrong = sum(
-        float(
-            certified_r(
-                model, uniform(1, 6), [radius], samples=200, generator=seeded(run), confidence=1 - alpha, refine=0
-            )
-        )
+        float(certified_r(model, uniform(1, 6), [radius], samples=200, seed=run, confidence=1 - alpha, refine=0))
         < quantile
         for run in range(runs)
     )
@@ -551,23 +545,21 @@ def test_both_readings_of_the_half_space_lemma_agree(judged):
     """A certificate's radius at some r, put in, gives back about that r: the two have other samples and errors."""
     vae, x, r, _ = judged
     for one in r:
-        radius = certified_margin(vae, x, one, samples=50_000, generator=seeded(3)).half_space
-        back = torch.stack(
-            [certified_r(vae, x[[i]], [float(radius[i])], generator=seeded(4))[0, 0] for i in range(len(x))]
-        )
+        radius = certified_margin(vae, x, one, samples=50_000, seed=3).half_space
+        back = torch.stack([certified_r(vae, x[[i]], [float(radius[i])], seed=4)[0, 0] for i in range(len(x))])
         assert ((back / one).log().abs() < 0.05).all()
 
 
 def test_r_rises_with_the_radius_and_is_infinite_beyond_what_samples_know(judged):
     vae, x, _, _ = judged
     radii = [0.3, 0.0, 50.0, 0.01, 0.1]
-    found = certified_r(vae, x, radii, samples=500, generator=seeded(0))
+    found = certified_r(vae, x, radii, samples=500, seed=0)
     ordered = found[np.argsort(radii)]
     assert (ordered.diff(dim=0).nan_to_num() >= 0).all()
     assert torch.isinf(found[2]).all() and torch.isfinite(found[1]).all()
-    median = distances(vae, x, samples=500, generator=seeded(1)).median(dim=1).values
+    median = distances(vae, x, samples=500, seed=1).median(dim=1).values
     assert (found[1] > 0.95 * median).all()
-    few = certified_r(vae, x, radii, samples=8, generator=seeded(0))  # 2^-8 is more than a thousandth
+    few = certified_r(vae, x, radii, samples=8, seed=0)  # 2^-8 is more than a thousandth
     assert torch.isinf(few).all()
     assert certified_r(vae, x, [], samples=8).shape == (0, 3)
 
@@ -576,12 +568,12 @@ def test_the_certified_r_depends_neither_on_company_nor_on_pieces(judged, monkey
     """But for roundings of the descent; one r is a distance of some sample, and the next one is close by."""
     vae, x, _, _ = judged
     radii = [0.0, 0.02, 0.05]
-    whole = certified_r(vae, x, radii, samples=2000, generator=seeded(0))
-    alone = torch.cat([certified_r(vae, x[[i]], radii, samples=2000, generator=seeded(0)) for i in range(3)], 1)
+    whole = certified_r(vae, x, radii, samples=2000, seed=0)
+    alone = torch.cat([certified_r(vae, x[[i]], radii, samples=2000, seed=0) for i in range(3)], 1)
     torch.testing.assert_close(alone, whole, rtol=0.01, atol=0)
     torch.testing.assert_close(alone[0], whole[0], rtol=DOUBLE, atol=0)
     monkeypatch.setattr(certificates, "KEPT", 2000)
-    pieces = certified_r(vae, x, radii, samples=2000, generator=seeded(0))
+    pieces = certified_r(vae, x, radii, samples=2000, seed=0)
     torch.testing.assert_close(pieces, whole, rtol=DOUBLE, atol=0)
 
 

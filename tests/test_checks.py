@@ -29,10 +29,10 @@ from vaerobust.criterion import (
     log_likelihood,
     probability_of_robustness,
 )
-from vaerobust.data import load
 from vaerobust.margins import attack_margin
 from vaerobust.model import VAE
-from vaerobust.protocol import Spec
+from vaerobust.zoo.data import load
+from vaerobust.zoo.protocol import Spec
 
 MODEL = random_vae(6, 8, 2)
 X = uniform(1, 6)
@@ -276,12 +276,12 @@ def test_what_holds_no_numbers_is_named(value):
 @given(st.integers(1, 3), st.integers(1, 6), st.integers(1, 4), st.integers(1, 7), st.integers(0, 99))
 def test_results_have_the_shapes_that_are_documented(n, pixels, latents, samples, seed):
     model, x = random_vae(pixels, 4, latents, seed=seed % 5), uniform(n, pixels, seed=seed)
-    d = distances(model, x, 0.1 * x, samples=samples, generator=seeded(seed))
+    d = distances(model, x, 0.1 * x, samples=samples, seed=seed)
     assert d.shape == (n, samples)
     assert torch.isfinite(d).all()
     assert (d >= 0).all()
-    assert distances_in_random_directions(model, x, 0.5, samples=samples, generator=seeded(seed)).shape == (n, samples)
-    assert log_likelihood(model, x, samples=samples, generator=seeded(seed)).shape == (n,)
+    assert distances_in_random_directions(model, x, 0.5, samples=samples, seed=seed).shape == (n, samples)
+    assert log_likelihood(model, x, samples=samples, seed=seed).shape == (n,)
     found = probability_of_robustness(d, 0.1)
     assert found.probability.shape == found.low.shape == found.high.shape == found.robust.shape == (n,)
     assert ((found.low >= 0) & (found.low <= found.probability)).all()

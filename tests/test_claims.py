@@ -15,7 +15,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vaerobust.page import CLAIM
+from vaerobust.page.numbers import CLAIM
 
 BUILT = claims.ROOT / "_build/claims.json"
 RANK = {word: i for i, word in enumerate((*claims.RANGES, "undecided"))}

@@ -34,7 +34,7 @@ def shifted(model, x, shift):
 
 
 def test_distance_has_its_chi_square_law(linear):
-    d = distances(linear, uniform(2, linear.weight.shape[1]), samples=SAMPLES, generator=seeded(0))
+    d = distances(linear, uniform(2, linear.weight.shape[1]), samples=SAMPLES, seed=0)
     assert d.shape == (2, SAMPLES)
     for row in d:
         assert follows((row / linear.sigma) ** 2, stats.chi2(linear.latents).cdf)
@@ -44,7 +44,7 @@ def test_distance_has_its_chi_square_law(linear):
 def test_perturbed_distance_has_its_noncentral_law(linear, shifts):
     x = uniform(2, linear.weight.shape[1])
     delta = shifted(linear, x, shifts * linear.sigma)
-    for row in distances(linear, x, delta, samples=SAMPLES, generator=seeded(1)):
+    for row in distances(linear, x, delta, samples=SAMPLES, seed=1):
         assert follows((row / linear.sigma) ** 2, stats.ncx2(linear.latents, shifts**2).cdf)
 
 
@@ -53,7 +53,7 @@ def test_definition_3_1_compares_two_random_outputs(linear, shifts):
     """The difference of two independent reconstructions has twice the variance of one."""
     x = uniform(1, linear.weight.shape[1])
     delta = shifted(linear, x, shifts * linear.sigma) if shifts else None
-    d = distances(linear, x, delta, samples=SAMPLES, generator=seeded(2), reference="sample")
+    d = distances(linear, x, delta, samples=SAMPLES, seed=2, reference="sample")
     law = stats.ncx2(linear.latents, shifts**2 / 2) if shifts else stats.chi2(linear.latents)
     assert follows(d**2 / (2 * linear.sigma**2), law.cdf)
 
@@ -67,7 +67,7 @@ def test_random_directions_have_the_asked_radius():
     """Where A is a rotation the direction does not matter: the law is that of the radius alone."""
     model = square_model(gain=2.0, sigma=0.1)
     radius = torch.tensor([0.0, 0.05, 0.3], dtype=torch.float64)
-    d = distances_in_random_directions(model, uniform(3, 4), radius, samples=SAMPLES, generator=seeded(3))
+    d = distances_in_random_directions(model, uniform(3, 4), radius, samples=SAMPLES, seed=3)
     for row, r in zip(d, radius, strict=True):
         assert follows((row / 0.1) ** 2, lambda value, r=r: stats.ncx2.cdf(value, 4, (2 * float(r) / 0.1) ** 2))
 
@@ -75,7 +75,7 @@ def test_random_directions_have_the_asked_radius():
 def test_random_directions_are_uniform_on_the_sphere():
     """The square of one coordinate of a uniform direction in d dimensions is Beta(1/2, (d - 1)/2)."""
     model = LinearGaussianVAE(6, 1, sigma=1e-9)
-    d = distances_in_random_directions(model, uniform(1, 6), 0.7, samples=SAMPLES, generator=seeded(4))
+    d = distances_in_random_directions(model, uniform(1, 6), 0.7, samples=SAMPLES, seed=4)
     assert follows((d / (0.7 * model.weight.norm())) ** 2, stats.beta(0.5, 2.5).cdf)
 
 
@@ -93,7 +93,7 @@ def test_perturbing_sigma_changes_nothing_where_sigma_is_constant(square):
     x, delta = uniform(3, 4), 0.1 * uniform(3, 4, seed=1)
     for reference in criterion.REFERENCES:
         fixed, moved = (
-            distances(square, x, delta, samples=9, generator=seeded(0), perturb_sigma=which, reference=reference)
+            distances(square, x, delta, samples=9, seed=0, perturb_sigma=which, reference=reference)
             for which in (False, True)
         )
         assert torch.equal(fixed, moved)
@@ -102,14 +102,12 @@ def test_perturbing_sigma_changes_nothing_where_sigma_is_constant(square):
 def draws(model, x, delta):
     """Every function that draws samples, by name, with the same seed at each call."""
     return {
-        "distances": lambda x, d: distances(model, x, d, samples=23, generator=seeded(1)),
-        "unperturbed": lambda x, d: distances(model, x, samples=23, generator=seeded(1)),
-        "perturbed sigma": lambda x, d: distances(model, x, d, samples=23, generator=seeded(1), perturb_sigma=True),
-        "two samples": lambda x, d: distances(model, x, d, samples=23, generator=seeded(1), reference="sample"),
-        "random directions": lambda x, d: distances_in_random_directions(
-            model, x, d.norm(dim=1), samples=23, generator=seeded(1)
-        ),
-        "log-likelihood": lambda x, d: log_likelihood(model, x, d, samples=23, generator=seeded(1))[:, None],
+        "distances": lambda x, d: distances(model, x, d, samples=23, seed=1),
+        "unperturbed": lambda x, d: distances(model, x, samples=23, seed=1),
+        "perturbed sigma": lambda x, d: distances(model, x, d, samples=23, seed=1, perturb_sigma=True),
+        "two samples": lambda x, d: distances(model, x, d, samples=23, seed=1, reference="sample"),
+        "random directions": lambda x, d: distances_in_random_directions(model, x, d.norm(dim=1), samples=23, seed=1),
+        "log-likelihood": lambda x, d: log_likelihood(model, x, d, samples=23, seed=1)[:, None],
     }
 
 
@@ -138,11 +136,11 @@ def test_no_block_is_larger_than_it_may_be(vae, monkeypatch):
 
 def test_equal_seeds_give_equal_noise_whatever_the_perturbation(vae):
     x = uniform(3, 12)
-    plain = distances(vae, x, samples=9, generator=seeded(1))
-    assert torch.equal(distances(vae, x, torch.zeros_like(x), samples=9, generator=seeded(1)), plain)
-    at_rest = distances_in_random_directions(vae, x, 0.0, samples=9, generator=seeded(1))
+    plain = distances(vae, x, samples=9, seed=1)
+    assert torch.equal(distances(vae, x, torch.zeros_like(x), samples=9, seed=1), plain)
+    at_rest = distances_in_random_directions(vae, x, 0.0, samples=9, seed=1)
     torch.testing.assert_close(at_rest, plain, rtol=DOUBLE, atol=0)
-    assert not torch.equal(distances(vae, x, samples=9, generator=seeded(2)), plain)
+    assert not torch.equal(distances(vae, x, samples=9, seed=2), plain)
 
 
 def test_without_a_generator_torchs_own_is_used(vae):
@@ -167,7 +165,7 @@ def test_log_likelihood_is_the_mean_over_the_embedding_of_the_perturbed_input(li
     for i in range(2):
         z = mu[i] + sigma[i] * eta
         direct = torch.stack([vae.log_likelihood(x[i], one) for one in z]).mean()
-        found = log_likelihood(vae, x, delta, samples=400, generator=seeded(1), perturb_sigma=perturb_sigma)[i]
+        found = log_likelihood(vae, x, delta, samples=400, seed=1, perturb_sigma=perturb_sigma)[i]
         torch.testing.assert_close(found, direct, rtol=DOUBLE, atol=0)
 
 
@@ -198,7 +196,7 @@ def test_probability_interval_covers_the_exact_probability(linear):
     """One long run cut into 2,000 independent repetitions of 60 samples."""
     x = uniform(1, linear.weight.shape[1])
     shift = 1.5 * linear.sigma
-    d = distances(linear, x, shifted(linear, x, shift), samples=2000 * 60, generator=seeded(7)).reshape(2000, 60)
+    d = distances(linear, x, shifted(linear, x, shift), samples=2000 * 60, seed=7).reshape(2000, 60)
     for level in (0.05, 0.5, 0.97):
         r = linear.sigma * stats.ncx2.ppf(level, linear.latents, 1.5**2) ** 0.5
         found = probability_of_robustness(d, r, confidence=0.9)
@@ -248,7 +246,7 @@ def test_quantile_interval_is_the_narrowest_with_its_confidence(samples, level, 
 
 
 def test_quantile_interval_covers_the_exact_quantile(linear):
-    d = distances(linear, uniform(1, linear.weight.shape[1]), samples=2000 * 60, generator=seeded(8)).reshape(2000, 60)
+    d = distances(linear, uniform(1, linear.weight.shape[1]), samples=2000 * 60, seed=8).reshape(2000, 60)
     for level in (0.1, 0.5, 0.9):
         found = distance_quantile(d, level, confidence=0.9)
         exact = linear.quantile(level)

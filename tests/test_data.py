@@ -26,9 +26,9 @@ import numpy as np
 import pytest
 import torch
 
-from vaerobust import data
-from vaerobust.data import CACHE_VARIABLE, DATASETS, SourceError, load
 from vaerobust.files import digest, write_atomically
+from vaerobust.zoo import data
+from vaerobust.zoo.data import CACHE_VARIABLE, DATASETS, SourceError, load
 
 NAMES = tuple(data.MD5["mnist"])
 TEST = NAMES[2:]

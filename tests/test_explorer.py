@@ -16,10 +16,12 @@ from playwright.sync_api import Page, Route
 from safetensors.torch import load_file
 from scipy import stats
 
-from vaerobust import criterion, data, summaries
+from vaerobust import criterion
 from vaerobust.criterion import clopper_pearson, distances, distances_in_random_directions, probability_of_robustness
-from vaerobust.protocol import GRID
-from vaerobust.weights import pretrained
+from vaerobust.study import summaries
+from vaerobust.zoo import data
+from vaerobust.zoo.protocol import GRID
+from vaerobust.zoo.weights import pretrained
 
 PAGE = "book/explorer.html"
 SPECS = {spec.name: spec for spec in GRID}

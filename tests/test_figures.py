@@ -12,8 +12,9 @@ import pytest
 import torch
 from conftest import uniform
 
-from vaerobust import figures, page
-from vaerobust.figures import image_grid, set_style, show
+from vaerobust.page import figures
+from vaerobust.page import numbers as page
+from vaerobust.page.figures import image_grid, set_style, show
 
 matplotlib.use("Agg")
 

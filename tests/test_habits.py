@@ -35,7 +35,7 @@ def test_no_large_file_is_tracked():
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False)
     if listed.returncode:
         pytest.skip("no git checkout")
-    paths = [ROOT / name for name in listed.stdout.split("\0") if name and "vaerobust/pretrained/" not in name]
+    paths = [ROOT / name for name in listed.stdout.split("\0") if name and "vaerobust/zoo/pretrained/" not in name]
     large = [path.name for path in paths if path.is_file() and path.stat().st_size > LARGEST]
     assert large == []
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from conftest import ALARM, DOUBLE, SpreadingVAE, graded_model, most_misses, seeded, square_model, uniform
+from conftest import ALARM, DOUBLE, SpreadingVAE, graded_model, most_misses, square_model, uniform
 from scipy import optimize, stats
 
 from vaerobust import margins
@@ -76,13 +76,13 @@ def test_attack_margin_finds_the_one_bad_direction():
 def test_radius_is_the_length_of_a_perturbation_that_breaks_robustness(vae):
     """Judged once more with other samples, far fewer than half are within r; Hoeffding's error for each point."""
     x = uniform(4, 12)
-    r = minimum_r(vae, x, level=0.7, samples=2000, generator=seeded(1)).value
+    r = minimum_r(vae, x, level=0.7, samples=2000, seed=1).value
     for box in (False, True):
         found = attack_margin(vae, x, r, judging_samples=2000, box=box, confidence=SURE)
         broken = torch.as_tensor(found.confirmed)
         assert broken.any()
         torch.testing.assert_close(found.delta.norm(dim=1)[broken], found.radius[broken], rtol=DOUBLE, atol=0)
-        within = (distances(vae, x, found.delta, samples=2000, generator=seeded(7)) <= r[:, None]).double().mean(1)
+        within = (distances(vae, x, found.delta, samples=2000, seed=7) <= r[:, None]).double().mean(1)
         assert (within[broken] < 0.5 + np.sqrt(np.log(4 / ALARM) / 4000)).all()
         assert (found.radius <= found.limit).all()
         if box:
@@ -98,7 +98,7 @@ def test_a_margin_is_confirmed_wrongly_as_seldom_as_it_says(square, monkeypatch)
     r, x = square.quantile(0.501), uniform(1, 4)
 
     def fooled(model, x, delta, *, generator, **options):
-        d = distances(model, x, delta, generator=generator, **options)
+        d = distances(model, x, delta, seed=generator, **options)
         return (
             d if generator.initial_seed() % 10 > 1 else torch.where(delta.any(1), torch.inf, 0.0)[:, None].expand_as(d)
         )
@@ -226,7 +226,7 @@ def test_perturbing_sigma_matters_where_sigma_depends_on_the_input():
 def test_the_margin_depends_neither_on_order_nor_on_company(vae):
     """Three steps enlarge roundings as in the attacks' own test, and no count of 100 samples turns over by them."""
     x = uniform(4, 12)
-    r = minimum_r(vae, x, level=0.7, samples=500, generator=seeded(1)).value
+    r = minimum_r(vae, x, level=0.7, samples=500, seed=1).value
     options = {"judging_samples": 100, "steps": 3, "samples": 4, "tolerance": 0.2}
     whole = attack_margin(vae, x, r, **options)
     for points in (torch.tensor([2, 0, 3, 1]), torch.tensor([3])):
@@ -254,7 +254,7 @@ def test_the_last_samples_are_not_the_attacks(square):
     assert torch.equal(first.delta, again.delta)
     other = attack_margin(square, x, r, seed=4, steps=3)
     assert not torch.equal(first.delta, other.delta)
-    direct = maximum_damage(square, x, float(first.radius), steps=3, restarts=2, generator=seeded(3)).delta
+    direct = maximum_damage(square, x, float(first.radius), steps=3, restarts=2, seed=3).delta
     assert float(direct.norm()) == pytest.approx(float(first.radius), rel=1e-6)
 
 

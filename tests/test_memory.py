@@ -16,7 +16,7 @@ import torch
 from vaerobust.algorithms import random_direction_radius
 from vaerobust.attacks import maximum_damage
 from vaerobust.bounds import jacobian_norms
-from vaerobust.certificates import certified_r, certify, failures
+from vaerobust.certify.certificates import certified_r, certify, failures
 from vaerobust.criterion import distances, distances_in_random_directions
 from vaerobust.model import VAE
 

@@ -10,7 +10,7 @@ import torch
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import RichOutput, capture_output
 
-from vaerobust.page import CLAIM, claim, number
+from vaerobust.page.numbers import CLAIM, claim, number
 
 
 @pytest.fixture(autouse=True)

@@ -8,15 +8,15 @@ import torch
 from conftest import ALARM, DOUBLE, graded_model, most_misses, random_vae, seeded, square_model, uniform
 from scipy import optimize, stats
 
-from vaerobust import sandwich as module
 from vaerobust.bounds import encoder_gram, encoder_jacobian, first_order_radii, linearised_radii
-from vaerobust.certificates import certified_margin
+from vaerobust.certify import both_sides as module
+from vaerobust.certify.both_sides import curves, sandwich, strongest_attack, violations
+from vaerobust.certify.certificates import certified_margin
 from vaerobust.criterion import distances
-from vaerobust.data import read_sample
 from vaerobust.linear import LinearGaussianVAE
 from vaerobust.model import VAE
-from vaerobust.sandwich import curves, sandwich, strongest_attack, violations
-from vaerobust.weights import pretrained
+from vaerobust.zoo.data import read_sample
+from vaerobust.zoo.weights import pretrained
 
 COLUMNS = [
     "r", "p low", "theorem 1", "spectral", "whitened", "half space", "certified", "decoder aware", "second moment",
@@ -67,7 +67,7 @@ def test_r_is_a_quantile_and_p_low_is_below_its_level(measured):
     """By samples of its own: 0.9 give or take five standard errors of the 4,000 that chose it and the 20,000 here."""
     vae, x, columns, _ = measured
     r = columns["own"]["r"]
-    p = (distances(vae, x, samples=20_000, generator=seeded(11)) <= r[:, None]).double().mean(1)
+    p = (distances(vae, x, samples=20_000, seed=11) <= r[:, None]).double().mean(1)
     assert (p - 0.9).abs().max() < 5 * (0.09 / 4000 + 0.09 / 20_000) ** 0.5
     assert (columns["own"]["p low"] < p).all() and (columns["own"]["p low"] > 0.85).all()
 
@@ -77,7 +77,7 @@ def test_deltas_are_as_long_as_the_attack_margin_and_break_robustness(measured):
     vae, x, columns, deltas = measured
     for name, table in columns.items():
         torch.testing.assert_close(deltas[name].norm(dim=1), table["attack"], rtol=DOUBLE, atol=0)
-        within = (distances(vae, x, deltas[name], samples=2000, generator=seeded(7)) <= table["r"][:, None]).double()
+        within = (distances(vae, x, deltas[name], samples=2000, seed=7) <= table["r"][:, None]).double()
         assert (within.mean(1) < 0.5 + np.sqrt(np.log(8 / ALARM) / 4000)).all()
 
 
@@ -121,7 +121,7 @@ def test_the_strongest_attack_is_above_the_exact_margin_and_close(graded):
     exact = graded.margin(float(r[0]))
     p = stats.binom.ppf(ALARM / 8, 4000, 0.5) / 4000 - np.sqrt(np.log(100 / ALARM) / 8000)
     most = optimize.brentq(lambda s: graded.probability(float(r[0]), s) - p, 0, 2 * float(r[0]))
-    for linearised in (None, linearised_radii(graded, x, r, generator=seeded(0))):
+    for linearised in (None, linearised_radii(graded, x, r, seed=0)):
         found = strongest_attack(
             graded, x, r, linearised=linearised, confidence=1 - ALARM, judging_samples=4000, final_samples=4000
         )
@@ -215,7 +215,7 @@ def test_certified_balls_of_a_linear_model_hold_and_balls_beyond_its_margin_do_n
     """
     model = square_model()
     r, x = model.quantile(0.9), uniform(2, 4)
-    radius = certified_margin(model, x, r, samples=5000, generator=seeded(0)).radius
+    radius = certified_margin(model, x, r, samples=5000, seed=0).radius
     assert violations(model, x, radius, r, directions=500) == (2 * 501, 0, 0, 0.999)
     found = violations(model, x, 1.2 * model.margin(r), r, directions=50)
     assert found.tried == 2 * 51
@@ -317,8 +317,8 @@ def test_certified_balls_of_a_shipped_model_hold_and_the_attacks_ball_does_not()
     """On three images; the count at full scale is the chapter's."""
     vae, x = pretrained("mnist", 10.0).vae, read_sample("mnist")[0][:3]
     x = x.float() / (255 if x.max() > 1 else 1)
-    r = distances(vae, x, samples=1000, generator=seeded(1)).quantile(0.9, dim=1)
-    certificate = certified_margin(vae, x, r, samples=3000, generator=seeded(2), refine=2)
+    r = distances(vae, x, samples=1000, seed=1).quantile(0.9, dim=1)
+    certificate = certified_margin(vae, x, r, samples=3000, seed=2, refine=2)
     assert (certificate.radius > 0.05).all()
     found = violations(vae, x, certificate.radius, r, directions=300, samples=50)
     assert found.tried == 3 * 301 and found.confirmed == 0
@@ -352,7 +352,7 @@ def test_second_moment_and_decoder_aware_radii_have_closed_forms_on_linear_model
     model, samples = LinearGaussianVAE(pixels, latents, sigma=0.2, seed=1), 4000
     r, x = model.quantile(0.9), uniform(2, pixels)
     norm = float(torch.linalg.matrix_norm(model.weight, 2))
-    found = linearised_radii(model, x, r, samples=samples, generator=seeded(0))
+    found = linearised_radii(model, x, r, samples=samples, seed=0)
     exact = (r**2 - latents * 0.04) ** 0.5 / norm
     error = 5 * 0.04 * (2 * latents / samples) ** 0.5 + 10 * exact * norm * 0.2 / samples**0.5
     assert (found.second_moment**2 * norm**2 - exact**2 * norm**2).abs().max() < error
@@ -384,8 +384,8 @@ def test_the_second_moment_radius_is_the_largest_ball_by_brute_force(seed):
     2,000 directions and an ascent from the best of them, all with the very samples of the call.
     """
     vae, x, samples = random_vae(seed=seed), uniform(2, 12, seed=seed), 30
-    r = distances(vae, x, samples=500, generator=seeded(1)).quantile(0.95, dim=1)
-    found = linearised_radii(vae, x, r, samples=samples, generator=seeded(2))
+    r = distances(vae, x, samples=500, seed=1).quantile(0.95, dim=1)
+    found = linearised_radii(vae, x, r, samples=samples, seed=2)
     eta = torch.randn(samples, 3, generator=seeded(2), dtype=torch.float64)
     mu, sigma = vae.encode(x)
     encoder = encoder_jacobian(vae, x)
@@ -416,7 +416,7 @@ def test_the_second_moment_radius_is_the_largest_ball_by_brute_force(seed):
 
 def test_no_room_gives_radius_0():
     model = LinearGaussianVAE(6, 3)
-    found = linearised_radii(model, uniform(2, 6), torch.tensor([0.0, model.quantile(0.01)]), generator=seeded(0))
+    found = linearised_radii(model, uniform(2, 6), torch.tensor([0.0, model.quantile(0.01)]), seed=0)
     assert found.second_moment.tolist() == [0, 0] and found.decoder_aware.tolist() == [0, 0]
 
 

@@ -13,14 +13,16 @@ from click.testing import CliRunner
 from conftest import DOUBLE, random_vae, seeded, uniform
 from safetensors.torch import load_file
 
-from vaerobust import commands, data, summaries
+from vaerobust import commands
 from vaerobust.bounds import theorem_1
+from vaerobust.certify.both_sides import curves, sandwich
 from vaerobust.criterion import log_likelihood
-from vaerobust.protocol import BETAS, COMPANIONS, GRID, HEADLINES, SEEDS, SUMMARISED, TAUS, VARIANTS, Spec
-from vaerobust.sandwich import curves, sandwich
-from vaerobust.summaries import CHOICES, Choice, summary
-from vaerobust.training import train
-from vaerobust.weights import SHIPPED, Trained, load_model, pretrained
+from vaerobust.study import summaries
+from vaerobust.study.summaries import CHOICES, Choice, summary
+from vaerobust.zoo import data
+from vaerobust.zoo.protocol import BETAS, COMPANIONS, GRID, HEADLINES, SEEDS, SUMMARISED, TAUS, VARIANTS, Spec
+from vaerobust.zoo.training import train
+from vaerobust.zoo.weights import SHIPPED, Trained, load_model, pretrained
 
 TINY = Spec(hidden=16, latents=3, epochs=2, batch_size=64)
 ROUNDED = 1e-4
@@ -213,7 +215,7 @@ def test_encoder_statistics_are_those_of_the_model():
 def test_margins_agree_with_the_functions_they_call():
     vae, x = random_vae(), uniform(4, 12)
     found = summaries.margins(vae, x, Choice(samples=300, steps=3), random=True)
-    bound = theorem_1(vae, x, torch.tensor(found["r"], dtype=x.dtype), samples=300, generator=seeded(2)).low
+    bound = theorem_1(vae, x, torch.tensor(found["r"], dtype=x.dtype), samples=300, seed=2).low
     assert found["bound"] == pytest.approx(bound.tolist(), rel=1e-6)
     assert set(found) == {"r", "p", "bound", "attack", "censored", "confirmed", "random", "random censored"}
     fixed = summaries.margins(vae, x, Choice(r=0.5, samples=300, steps=3))
@@ -232,7 +234,7 @@ def test_with_noise_of_its_own_an_image_has_what_common_noise_says_in_the_mean()
     """Two estimates of one mean over eta: few draws an image over many images, many draws for each."""
     vae, x = random_vae(784, 16, 3, gain=1.0), uniform(60, 784)
     own = summaries.explained(vae, x, torch.zeros_like(x), draws=400)
-    common = log_likelihood(vae, x, samples=4000, generator=seeded(1))
+    common = log_likelihood(vae, x, samples=4000, seed=1)
     mu, sigma = vae.encode(x)
     z = mu[:, None] + sigma[:, None] * torch.randn(60, 200, 3, generator=seeded(2), dtype=x.dtype)
     spread = vae.log_likelihood(x[:, None], z)

@@ -20,11 +20,11 @@ from conftest import seeded
 from safetensors.torch import load_file
 from torch import distributions
 
-from vaerobust import training
 from vaerobust.model import LIKELIHOODS, elbo_terms
-from vaerobust.protocol import GRID, Spec
-from vaerobust.training import Run, evaluate, train
-from vaerobust.weights import load_model
+from vaerobust.zoo import training
+from vaerobust.zoo.protocol import GRID, Spec
+from vaerobust.zoo.training import Run, evaluate, train
+from vaerobust.zoo.weights import load_model
 
 TINY = Spec(hidden=16, latents=3, epochs=4, batch_size=64)
 FLOAT = 1e-5
@@ -97,8 +97,8 @@ def test_a_stopped_run_ends_as_an_uninterrupted_one(where, whole, splits, tmp_pa
 KILLED = """
 import os, signal, sys
 import torch
-from vaerobust import training
-from vaerobust.data import Images
+from vaerobust.zoo import training
+from vaerobust.zoo.data import Images
 torch.set_num_threads(1)
 where, folder, saved = sys.argv[1:]
 splits = [Images(*torch.load(f"{saved}/{split}.pt"), "mnist", split, "made for a test") for split in ("train", "test")]

@@ -8,11 +8,11 @@ import json
 import pytest
 import torch
 
-from vaerobust import data
 from vaerobust.model import VAE, elbo_terms
-from vaerobust.protocol import COMPANIONS, GRID, Spec
-from vaerobust.training import evaluate
-from vaerobust.weights import SHIPPED, Trained, half_precision_bytes, load_model, pretrained, save_model
+from vaerobust.zoo import data
+from vaerobust.zoo.protocol import COMPANIONS, GRID, Spec
+from vaerobust.zoo.training import evaluate
+from vaerobust.zoo.weights import SHIPPED, Trained, half_precision_bytes, load_model, pretrained, save_model
 
 SPEC = {"hidden": 16, "latents": 3, "tau": 0.5, "likelihood": "gaussian"}
 MEGABYTES = 2.5e6

@@ -15,18 +15,15 @@ from scipy import stats
 from torch import Tensor
 
 from vaerobust import checks
+from vaerobust.batches import ROWS, slices
 from vaerobust.criterion import (
-    DIRECTIONS,
-    ROWS,
     Quantile,
     distance_quantile,
     distances,
     distances_in_random_directions,
-    normal,
-    slices,
-    unit_directions,
 )
 from vaerobust.model import GaussianVAE
+from vaerobust.randomness import DIRECTIONS, Seed, as_generator, normal, unit_directions
 
 HELD = 2**20
 """Pairs of point and sample that a search looks after at a time: about 50 MB."""
@@ -92,7 +89,7 @@ def algorithm_1_as_printed(
     *,
     step: float = 0.01,
     samples: int = 1000,
-    generator: torch.Generator | None = None,
+    seed: Seed = 0,
     most: int = 100_000,
 ) -> Printed:
     """Run Algorithm 1 (Appendix D.1.2) as it stands: raise r by ``step`` until half of new samples fall within.
@@ -105,7 +102,8 @@ def algorithm_1_as_printed(
         > 0, in the units of D.
     samples : int
         New samples at each r.
-    generator : torch.Generator, optional
+    seed : int or torch.Generator
+        See :mod:`vaerobust.randomness`.
     most : int
         Limit of iterations.
 
@@ -121,9 +119,10 @@ def algorithm_1_as_printed(
     _one_point(x)
     checks.positive("step", step)
     checks.count("most", most)
+    generator = as_generator(seed, x)
     r, probability, iterations = 0.0, 0.0, 0
     while probability < 0.5 and iterations < most:
-        d = distances(model, x, samples=samples, generator=generator)
+        d = distances(model, x, samples=samples, seed=generator)
         r += step
         probability = float((d <= r).double().mean())
         iterations += 1
@@ -136,7 +135,7 @@ def minimum_r(
     *,
     level: float = 0.5,
     samples: int = 1000,
-    generator: torch.Generator | None = None,
+    seed: Seed = 0,
     confidence: float = 0.95,
 ) -> Quantile:
     """Estimate what Algorithm 1 looks for, at all points at once: the median of D(x), Eq. 1.
@@ -147,7 +146,7 @@ def minimum_r(
     x : Tensor, shape (n, d_x)
     level : float
         Another quantile than the median; at 0.9 it is the r of Fig. 10 (i).
-    samples, generator
+    samples, seed
         As in :func:`vaerobust.criterion.distances`.
     confidence : float
 
@@ -160,7 +159,7 @@ def minimum_r(
     TypeError, ValueError
         If an argument has the wrong shape or range.
     """
-    return distance_quantile(distances(model, x, samples=samples, generator=generator), level, confidence=confidence)
+    return distance_quantile(distances(model, x, samples=samples, seed=seed), level, confidence=confidence)
 
 
 def algorithm_2_as_printed(
@@ -171,7 +170,7 @@ def algorithm_2_as_printed(
     step: float = 0.1,
     samples: int = 1000,
     start: float = 10.0,
-    generator: torch.Generator | None = None,
+    seed: Seed = 0,
 ) -> Printed:
     """Run Algorithm 2 (Appendix D.2) as it stands, from ``start`` down.
 
@@ -189,7 +188,8 @@ def algorithm_2_as_printed(
         > 0, in input units (pixels, 2-norm).
     samples : int
         New samples at each R.
-    generator : torch.Generator, optional
+    seed : int or torch.Generator
+        See :mod:`vaerobust.randomness`.
 
     Returns
     -------
@@ -203,10 +203,11 @@ def algorithm_2_as_printed(
     _one_point(x)
     checks.positive("r", r, zero=True)
     checks.positive("step", step)
+    generator = as_generator(seed, x)
     radius, probability, iterations = checks.positive("start", start), 0.0, 0
     while probability < 0.5 and radius >= 0:
         d = distances_in_random_directions(
-            model, x, radius, samples=samples, generator=generator, perturb_sigma=True
+            model, x, radius, samples=samples, seed=generator, perturb_sigma=True
         )  # fmt: skip
         radius -= step
         probability = float((d < r).double().mean())

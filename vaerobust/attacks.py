@@ -16,8 +16,10 @@ from scipy import optimize
 from torch import Tensor
 
 from vaerobust import checks
-from vaerobust.criterion import ROWS, decode_all, distances, encode_all, normal, slices
+from vaerobust.batches import ROWS, slices
+from vaerobust.criterion import decode_all, distances, encode_all
 from vaerobust.model import GaussianVAE
+from vaerobust.randomness import Seed, as_generator, normal
 
 METHODS = ("projected_gradient", "lbfgs")
 
@@ -93,7 +95,7 @@ def maximum_damage(
     box: bool = False,
     perturb_sigma: bool = False,
     directions: Tensor | None = None,
-    generator: torch.Generator | None = None,
+    seed: Seed = 0,
 ) -> Attack:
     """Seek the perturbation that moves the reconstruction furthest, Eq. 6 with the mean over eta that it leaves out.
 
@@ -123,7 +125,8 @@ def maximum_damage(
         Let the perturbation reach sigma too; Eq. 6 does not.
     directions : Tensor, shape (k, n, d_x), optional
         Further starting points: these perturbations, scaled to the radius.
-    generator : torch.Generator, optional
+    seed : int or torch.Generator
+        See :mod:`vaerobust.randomness`.
 
     Returns
     -------
@@ -142,6 +145,7 @@ def maximum_damage(
     with torch.no_grad():
         mu, sigma = model.encode(x)
         centre = model.decode(mu)
+    generator = as_generator(seed, x)
     eta = normal(samples, mu, generator)
 
     def mean_distance(points: slice, delta: Tensor) -> Tensor:
@@ -155,7 +159,7 @@ def maximum_damage(
     def judge(points: slice, delta: Tensor, seed: int) -> Tensor:
         fresh = torch.Generator(x.device).manual_seed(seed)
         return distances(
-            model, x[points], delta, samples=judging_samples, generator=fresh, perturb_sigma=perturb_sigma
+            model, x[points], delta, samples=judging_samples, seed=fresh, perturb_sigma=perturb_sigma
         ).mean(1)  # fmt: skip
 
     search = _ascend if method == "projected_gradient" else _lbfgs
@@ -177,7 +181,7 @@ def latent_attack(
     steps: int = 40,
     restarts: int = 2,
     box: bool = False,
-    generator: torch.Generator | None = None,
+    seed: Seed = 0,
 ) -> Attack:
     """Seek the perturbation whose embedding comes nearest to a target's (Section 2.2).
 
@@ -187,7 +191,7 @@ def latent_attack(
     ----------
     model : GaussianVAE
     x, target : Tensor, shape (n, d_x)
-    radius, steps, restarts, box, generator
+    radius, steps, restarts, box, seed
         As in :func:`maximum_damage`.
 
     Returns
@@ -207,7 +211,7 @@ def latent_attack(
     def distance(points: slice, delta: Tensor) -> Tensor:
         return (encode_all(model, x[points] + delta)[0] - aim[points]).norm(dim=-1)
 
-    return _targeted(distance, x, radius, steps, restarts, box, generator)
+    return _targeted(distance, x, radius, steps, restarts, box, as_generator(seed, x))
 
 
 def output_attack(
@@ -219,7 +223,7 @@ def output_attack(
     steps: int = 40,
     restarts: int = 2,
     box: bool = False,
-    generator: torch.Generator | None = None,
+    seed: Seed = 0,
 ) -> Attack:
     """Seek the perturbation whose reconstruction comes nearest to a target (Section 2.2).
 
@@ -229,7 +233,7 @@ def output_attack(
     ----------
     model : GaussianVAE
     x, target : Tensor, shape (n, d_x)
-    radius, steps, restarts, box, generator
+    radius, steps, restarts, box, seed
         As in :func:`maximum_damage`.
 
     Returns
@@ -247,7 +251,7 @@ def output_attack(
     def distance(points: slice, delta: Tensor) -> Tensor:
         return (decode_all(model, encode_all(model, x[points] + delta)[0]) - target[points]).norm(dim=-1)
 
-    return _targeted(distance, x, radius, steps, restarts, box, generator)
+    return _targeted(distance, x, radius, steps, restarts, box, as_generator(seed, x))
 
 
 def _prepare(x: Tensor, radius: float | Tensor, box: bool, steps: int, restarts: int) -> Tensor:
@@ -260,7 +264,7 @@ def _prepare(x: Tensor, radius: float | Tensor, box: bool, steps: int, restarts:
 
 def _targeted(
     distance: Objective, x: Tensor, radius: float | Tensor,
-    steps: int, restarts: int, box: bool, generator: torch.Generator | None,
+    steps: int, restarts: int, box: bool, generator: torch.Generator,
 ) -> Attack:  # fmt: skip
     """Minimise a distance that depends on no noise."""
     radius = _prepare(x, radius, box, steps, restarts)
@@ -273,7 +277,7 @@ def _targeted(
 
 def _search(
     search: Callable[[Objective, slice, Tensor, Tensor, Tensor | None, int], Tensor], objective: Objective,
-    x: Tensor, radius: Tensor, steps: int, restarts: int, box: bool, generator: torch.Generator | None, samples: int,
+    x: Tensor, radius: Tensor, steps: int, restarts: int, box: bool, generator: torch.Generator, samples: int,
     directions: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """Run an optimiser from every start at every point, some points at a time; shape (starts, n, d_x)."""

@@ -12,9 +12,10 @@ from torch import Tensor
 from torch.func import jacfwd, jacrev, vmap
 
 from vaerobust import checks
-from vaerobust.criterion import Robustness, decode_all, distances, normal, probability_of_robustness, slices
-from vaerobust.lipschitz import mean_layers
-from vaerobust.model import GaussianVAE
+from vaerobust.batches import slices
+from vaerobust.criterion import Robustness, decode_all, distances, probability_of_robustness
+from vaerobust.model import GaussianVAE, mean_layers
+from vaerobust.randomness import Seed, as_generator, normal
 
 POINTS = 512
 """Points whose Jacobians are held at a time where only their norms are asked for: about 32 MB."""
@@ -155,7 +156,7 @@ def encoder_gram(model: GaussianVAE, x: Tensor) -> Tensor:
     """Return J J' of the encoder's Jacobian at each of any number of points, shape (n, d_z, d_z).
 
     Its eigenvalues are the squared singular values of J. A ReLU encoder that offers ``mean_layers`` (see
-    :func:`vaerobust.lipschitz.mean_layers`) needs no Jacobian for it: with P the product of all layers but the first,
+    :func:`vaerobust.model.mean_layers`) needs no Jacobian for it: with P the product of all layers but the first,
     as they are switched at the point, it is P (W_1 W_1') P', which has no dimension as large as d_x.
 
     Parameters
@@ -221,7 +222,7 @@ def theorem_1(
     r: float | Tensor,
     *,
     samples: int = 1000,
-    generator: torch.Generator | None = None,
+    seed: Seed = 0,
     confidence: float = 0.95,
 ) -> FirstOrderBound:
     """Compute Theorem 1's bound, Eq. 5 without its higher-order terms.
@@ -234,7 +235,7 @@ def theorem_1(
     x : Tensor, shape (n, d_x)
     r : float or Tensor, shape (n,)
         >= 0; chosen with other samples than this call draws.
-    samples, generator
+    samples, seed
         As in :func:`vaerobust.criterion.distances`. With every sample inside r the estimate of the probability is
         1 and the bound infinite; ``low`` stays finite.
     confidence : float
@@ -249,7 +250,7 @@ def theorem_1(
     TypeError, ValueError
         If an argument has the wrong shape or range.
     """
-    d = distances(model, x, samples=samples, generator=generator)
+    d = distances(model, x, samples=samples, seed=seed)
     robustness = probability_of_robustness(d, r, confidence=confidence)
     with torch.no_grad():
         sigma = model.encode(x)[1]
@@ -302,7 +303,7 @@ def linearised_radii(
     r: float | Tensor,
     *,
     samples: int = 200,
-    generator: torch.Generator | None = None,
+    seed: Seed = 0,
 ) -> LinearisedRadii:
     """Return the margins of the model whose encoder and decoder are linearised, the decoder at each of its samples.
 
@@ -314,7 +315,8 @@ def linearised_radii(
         >= 0.
     samples : int
         Draws of eta, the same for every point.
-    generator : torch.Generator, optional
+    seed : int or torch.Generator
+        See :mod:`vaerobust.randomness`.
 
     Returns
     -------
@@ -329,7 +331,7 @@ def linearised_radii(
     checks.count("samples", samples)
     r = checks.per_point("r", r, len(x), x)
     mu, sigma = model.encode(x)
-    eta = normal(samples, mu, generator)
+    eta = normal(samples, mu, as_generator(seed, x))
     found = [
         _linearised(model, x[i], r[i], mu[i], sigma[i], eta) for i in slices(len(x), max(1, POINTS // samples))
     ]  # fmt: skip

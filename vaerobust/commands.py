@@ -15,10 +15,11 @@ import click
 import torch
 from tqdm import tqdm
 
-from vaerobust import data, summaries
-from vaerobust.protocol import COMPANIONS, GRID, SEEDS, SUMMARISED, VARIANTS, Spec
-from vaerobust.training import Row, train
-from vaerobust.weights import SHIPPED, Trained, load_model
+from vaerobust.study import summaries
+from vaerobust.zoo import data
+from vaerobust.zoo.protocol import COMPANIONS, GRID, SEEDS, SUMMARISED, VARIANTS, Spec
+from vaerobust.zoo.training import Row, train
+from vaerobust.zoo.weights import SHIPPED, Trained, load_model
 
 
 @click.group()

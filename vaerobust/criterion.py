@@ -11,7 +11,6 @@ of its own; an average over points keeps the error of one point.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -20,13 +19,9 @@ from scipy import stats
 from torch import Tensor
 
 from vaerobust import checks
+from vaerobust.batches import blockwise
 from vaerobust.model import VAE, GaussianVAE
-
-ROWS = 16_384
-"""Rows that pass through a network at a time: about 50 MB of reconstructions, whatever is asked for."""
-
-DIRECTIONS = 16_384
-"""Random directions that are held at a time. What is drawn may depend on it."""
+from vaerobust.randomness import Seed, as_generator, normal, unit_directions
 
 REFERENCES = ("mean", "sample")
 
@@ -83,7 +78,7 @@ def distances(
     delta: Tensor | None = None,
     *,
     samples: int = 1000,
-    generator: torch.Generator | None = None,
+    seed: Seed = 0,
     perturb_sigma: bool = False,
     reference: str = "mean",
 ) -> Tensor:
@@ -100,7 +95,8 @@ def distances(
         Perturbation of each input; none if left out.
     samples : int
         Draws of eta, the same for every point.
-    generator : torch.Generator, optional
+    seed : int or torch.Generator
+        See :mod:`vaerobust.randomness`.
         Where eta comes from, on the device of ``x``; torch's default if left out.
     perturb_sigma : bool
         Take sigma at x + delta, as Algorithm 2 prints, and not at x, as Eq. 3 does.
@@ -124,12 +120,13 @@ def distances(
     mu_x, sigma_x = model.encode(x)
     mu, sigma = model.encode(perturbed) if delta is not None else (mu_x, sigma_x)
     sigma = sigma if perturb_sigma else sigma_x
+    generator = as_generator(seed, x)
     eta = normal(samples, mu, generator)
     if reference == "mean":
         centre = model.decode(mu_x)
-        return _blockwise(lambda i, j: _moved(model, mu[i], sigma[i], eta[j], centre[i][:, None]), len(x), samples, x)
+        return blockwise(lambda i, j: _moved(model, mu[i], sigma[i], eta[j], centre[i][:, None]), len(x), samples, x)
     other = normal(samples, mu, generator)
-    return _blockwise(
+    return blockwise(
         lambda i, j: _moved(model, mu[i], sigma[i], eta[j], _decoded(model, mu_x[i], sigma_x[i], other[j])),
         len(x), samples, x,
     )  # fmt: skip
@@ -142,7 +139,7 @@ def distances_in_random_directions(
     radius: float | Tensor,
     *,
     samples: int = 1000,
-    generator: torch.Generator | None = None,
+    seed: Seed = 0,
     perturb_sigma: bool = False,
 ) -> Tensor:
     """Sample D(x, delta) as Algorithm 2 does: each sample has a direction of its own.
@@ -155,7 +152,7 @@ def distances_in_random_directions(
     x : Tensor, shape (n, d_x)
     radius : float or Tensor, shape (n,)
         ||delta||_2, >= 0.
-    samples, generator, perturb_sigma
+    samples, seed, perturb_sigma
         As in :func:`distances`.
 
     Returns
@@ -172,6 +169,7 @@ def distances_in_random_directions(
     radius = checks.per_point("radius", radius, len(x), x)
     mu_x, sigma_x = model.encode(x)
     centre = model.decode(mu_x)
+    generator = as_generator(seed, x)
     eta = normal(samples, mu_x, generator)
     out = torch.empty(len(x), samples, dtype=x.dtype, device=x.device)
     for drawn, direction in unit_directions(samples, x, generator):
@@ -181,7 +179,7 @@ def distances_in_random_directions(
             z = mu + eta[drawn][j] * (sigma if perturb_sigma else sigma_x[i, None])
             return _norms(decode_all(model, z) - centre[i, None])
 
-        out[:, drawn] = _blockwise(block, len(x), len(direction), x)
+        out[:, drawn] = blockwise(block, len(x), len(direction), x)
     return out
 
 
@@ -192,7 +190,7 @@ def log_likelihood(
     delta: Tensor | None = None,
     *,
     samples: int = 1,
-    generator: torch.Generator | None = None,
+    seed: Seed = 0,
     perturb_sigma: bool = True,
 ) -> Tensor:
     """Return the mean over eta of log p(x | z*), z* the embedding of x + delta: the ordinate of Figs. 4, 5, 7, 10, 11.
@@ -204,7 +202,7 @@ def log_likelihood(
         Images in [0, 1].
     delta : Tensor, shape (n, d_x), optional
         Perturbation or noise; none if left out.
-    samples, generator
+    samples, seed
         As in :func:`distances`.
     perturb_sigma : bool
         Take sigma at x + delta. The embedding of a noisy input is random with that input's own sigma.
@@ -224,26 +222,13 @@ def log_likelihood(
     mu, sigma = vae.encode(x if delta is None else x + checks.vectors("delta", delta, like=x))
     if not perturb_sigma:
         sigma = vae.encode(x)[1]
+    generator = as_generator(seed, x)
     eta = normal(samples, mu, generator)
 
     def block(i: slice, j: slice) -> Tensor:
         return vae.log_likelihood(x[i, None], mu[i, None] + sigma[i, None] * eta[j])
 
-    return _blockwise(block, len(x), samples, x).mean(1)
-
-
-def normal(samples: int, like: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Draw standard normal noise, shape (samples, d) with the width, type and device of ``like`` (n, d)."""
-    return torch.randn(samples, like.shape[-1], generator=generator, dtype=like.dtype, device=like.device)
-
-
-def unit_directions(
-    samples: int, like: Tensor, generator: torch.Generator | None
-) -> Iterator[tuple[slice, Tensor]]:  # fmt: skip
-    """Draw directions as wide as ``like``, (k, d), some samples at a time: as wide as images, all may be too many."""
-    for some in slices(samples, DIRECTIONS):
-        nu = normal(some.stop - some.start, like, generator)
-        yield some, nu / nu.norm(dim=-1, keepdim=True)
+    return blockwise(block, len(x), samples, x).mean(1)
 
 
 def encode_all(model: GaussianVAE, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -268,21 +253,6 @@ def _moved(model: GaussianVAE, mu: Tensor, sigma: Tensor, eta: Tensor, centre: T
 
 def _norms(rows: Tensor) -> Tensor:
     return torch.linalg.vector_norm(rows, dim=-1)
-
-
-def _blockwise(block: Callable[[slice, slice], Tensor], n: int, samples: int, like: Tensor) -> Tensor:
-    """Fill an (n, samples) tensor by blocks of at most ROWS elements."""
-    out = torch.empty(n, samples, dtype=like.dtype, device=like.device)
-    width = min(samples, ROWS)
-    for i in slices(n, max(1, ROWS // width)):
-        for j in slices(samples, width):
-            out[i, j] = block(i, j)
-    return out
-
-
-def slices(total: int, size: int) -> Iterator[slice]:
-    """Cut range(total) into runs of at most ``size``."""
-    return (slice(start, min(start + size, total)) for start in range(0, total, size))
 
 
 def probability_of_robustness(distance: Tensor, r: float | Tensor, *, confidence: float = 0.95) -> Robustness:

@@ -135,7 +135,7 @@ def attack_margin(
         """Test at a share of the error that the confidence allows: several last tests share it."""
         generator = torch.Generator(x.device).manual_seed(seed + new)
         d = distances(
-            model, x[points], delta, samples=samples, generator=generator, perturb_sigma=perturb_sigma,
+            model, x[points], delta, samples=samples, seed=generator, perturb_sigma=perturb_sigma,
             reference=reference,
         )  # fmt: skip
         return probability_of_robustness(d, r[points], confidence=1 - (1 - confidence) / ATTEMPTS)
@@ -149,7 +149,7 @@ def attack_margin(
             model, x[points], radius, steps=steps, restarts=restarts, samples=samples,
             judging_samples=choosing_samples, box=box, method=method,
             perturb_sigma=perturb_sigma, directions=torch.cat(starts) if starts else None,
-            generator=torch.Generator(x.device).manual_seed(seed),
+            seed=torch.Generator(x.device).manual_seed(seed),
         ).delta  # fmt: skip
         return found, torch.as_tensor(judge(points, found, 1).probability <= rejected, device=x.device)
 

@@ -21,6 +21,12 @@ LIKELIHOODS = ("bernoulli", "continuous_bernoulli", "gaussian")
 SCALES: dict[str, Callable[[Tensor], Tensor]] = {"softplus": F.softplus, "exp": torch.exp}
 
 
+Layers = list[tuple[Tensor, Tensor]]
+"""Weight (fan_out, fan_in) and bias of each layer of the encoder's mean, in order; a ReLU lies between each two."""
+
+CHECKED = 16
+
+
 class GaussianVAE(Protocol):
     """What criterion, bounds and attacks ask of a model: a diagonal Gaussian encoder and a decoder mean."""
 
@@ -142,6 +148,49 @@ class VAE(nn.Module):
         """Draw z = mu(x) + sigma(x) * eta, eta ~ N(0, I), one a row: shape (n, d_z)."""
         mu, sigma = self.encode(x)
         return mu + sigma * torch.randn(mu.shape, generator=generator, device=mu.device, dtype=mu.dtype)
+
+
+def mean_layers(model: GaussianVAE, x: Tensor) -> Layers:
+    """Return the layers of a model's encoder mean in double precision, after a check that they are its encoder.
+
+    Parameters
+    ----------
+    model : GaussianVAE
+        With a method ``mean_layers`` that returns weight (fan_out, fan_in) and bias of each layer of mu, in order, with
+        a ReLU between each two.
+    x : Tensor, shape (n, d_x)
+        Inputs, at the first of which (and next to which) the layers are compared with ``encode``.
+
+    Raises
+    ------
+    TypeError
+        If the model has no such method.
+    ValueError
+        If its layers do not fit each other, or do not compute the model's mean.
+    """
+    if not hasattr(model, "mean_layers"):
+        raise TypeError(
+            f"model must have a method mean_layers() that returns weight and bias of each layer of a ReLU encoder, "
+            f"but {type(model).__name__} has none: only such encoders can be certified"
+        )
+    layers = [(weight.detach().double(), bias.detach().double()) for weight, bias in model.mean_layers()]
+    some = x[:CHECKED]
+    nudged = torch.cat([some, some + 0.1 * torch.randn(some.shape, generator=torch.Generator().manual_seed(0)).to(x)])
+    with torch.no_grad():
+        mu = model.encode(nudged)[0].double()
+        try:
+            out = _forward(layers, nudged.double())
+        except RuntimeError as error:
+            raise ValueError(f"model.mean_layers() must fit each other and the inputs, but: {error}") from error
+    if out.shape != mu.shape or not torch.allclose(out, mu, rtol=1e-3, atol=1e-3 * float(mu.abs().max())):
+        raise ValueError("model.mean_layers() must be the layers of model.encode's mean, but they compute another one")
+    return layers
+
+
+def _forward(layers: Layers, x: Tensor) -> Tensor:
+    for i, (weight, bias) in enumerate(layers):
+        x = (torch.relu(x) if i else x) @ weight.T + bias
+    return x
 
 
 def kl_to_prior(mu: Tensor, sigma: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # book/
 
 import claims
 
-from vaerobust.page import CLAIM
+from vaerobust.page.numbers import CLAIM
 
 log = logging.getLogger(__name__)
 MARKER = re.compile(r"^<!-- claims: (\w+) -->$", re.MULTILINE)

@@ -11,7 +11,7 @@ from safetensors.torch import load, save
 
 from vaerobust.files import digest, write_atomically
 from vaerobust.model import VAE
-from vaerobust.protocol import Spec
+from vaerobust.zoo.protocol import Spec
 
 SHIPPED = Path(__file__).parent / "pretrained"
 Manifest = dict[str, Any]
@@ -38,7 +38,7 @@ def save_model(path: Path, vae: VAE, manifest: Manifest) -> None:
 
 
 def load_model(path: str | Path) -> Trained:
-    """Load a model that :func:`vaerobust.training.train` wrote.
+    """Load a model that :func:`vaerobust.zoo.training.train` wrote.
 
     Parameters
     ----------
@@ -87,7 +87,7 @@ def pretrained(
     folder : path
         Another folder of models, such as your own from ``make train``.
     **other : str or int
-        Further fields of :class:`vaerobust.protocol.Spec`, such as ``objective="beta-tc"``,
+        Further fields of :class:`vaerobust.zoo.protocol.Spec`, such as ``objective="beta-tc"``,
         ``likelihood="gaussian"`` or ``latents=2``, for those of its ``COMPANIONS``.
 
     Returns

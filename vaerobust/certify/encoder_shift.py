@@ -16,15 +16,13 @@ import torch
 from torch import Tensor
 
 from vaerobust import checks
-from vaerobust.model import GaussianVAE
+from vaerobust.model import Layers
 
-Layers = list[tuple[Tensor, Tensor]]
 FACTORS = (0.4, 1.0, 2.5)
 """Common factors of the multipliers that are tried before any refinement."""
 TINY = 1e-12
 HOPELESS = 1e3
 """A metric larger than the best one by this factor is of no use."""
-CHECKED = 16
 POINTS = 16
 """Points at a time: each needs a square matrix of up to the encoder's width times its depth, about 10 MB."""
 
@@ -35,49 +33,6 @@ class _Relaxation(NamedTuple):
     constraints: list[Tensor]
     change: Tensor
     start: list[Tensor]
-
-
-def mean_layers(model: GaussianVAE, x: Tensor) -> Layers:
-    """Return the layers of a model's encoder mean in double precision, after a check that they are its encoder.
-
-    Parameters
-    ----------
-    model : GaussianVAE
-        With a method ``mean_layers`` that returns weight (fan_out, fan_in) and bias of each layer of mu, in order, with
-        a ReLU between each two.
-    x : Tensor, shape (n, d_x)
-        Inputs, at the first of which (and next to which) the layers are compared with ``encode``.
-
-    Raises
-    ------
-    TypeError
-        If the model has no such method.
-    ValueError
-        If its layers do not fit each other, or do not compute the model's mean.
-    """
-    if not hasattr(model, "mean_layers"):
-        raise TypeError(
-            f"model must have a method mean_layers() that returns weight and bias of each layer of a ReLU encoder, "
-            f"but {type(model).__name__} has none: only such encoders can be certified"
-        )
-    layers = [(weight.detach().double(), bias.detach().double()) for weight, bias in model.mean_layers()]
-    some = x[:CHECKED]
-    nudged = torch.cat([some, some + 0.1 * torch.randn(some.shape, generator=torch.Generator().manual_seed(0)).to(x)])
-    with torch.no_grad():
-        mu = model.encode(nudged)[0].double()
-        try:
-            out = _forward(layers, nudged.double())
-        except RuntimeError as error:
-            raise ValueError(f"model.mean_layers() must fit each other and the inputs, but: {error}") from error
-    if out.shape != mu.shape or not torch.allclose(out, mu, rtol=1e-3, atol=1e-3 * float(mu.abs().max())):
-        raise ValueError("model.mean_layers() must be the layers of model.encode's mean, but they compute another one")
-    return layers
-
-
-def _forward(layers: Layers, x: Tensor) -> Tensor:
-    for i, (weight, bias) in enumerate(layers):
-        x = (torch.relu(x) if i else x) @ weight.T + bias
-    return x
 
 
 class _Solution(NamedTuple):
@@ -101,7 +56,7 @@ def shift_metric(
     Parameters
     ----------
     layers : list of (weight, bias)
-        Of the encoder's mean, in double precision; see :func:`mean_layers`.
+        Of the encoder's mean, in double precision; see :func:`vaerobust.model.mean_layers`.
     scale : Tensor, shape (n, d_z)
         sigma(x), > 0.
     x : Tensor, shape (n, d_x)

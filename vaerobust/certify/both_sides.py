@@ -13,10 +13,11 @@ from vaerobust import checks
 from vaerobust.algorithms import random_direction_radius
 from vaerobust.attacks import maximum_damage, project
 from vaerobust.bounds import LinearisedRadii, encoder_jacobian, first_order_radii, linearised_radii
-from vaerobust.certificates import certified_r, certify, failures
-from vaerobust.criterion import distance_quantile, distances, normal
+from vaerobust.certify.certificates import certified_r, certify, failures
+from vaerobust.criterion import distance_quantile, distances
 from vaerobust.margins import AttackMargin, attack_margin
 from vaerobust.model import GaussianVAE
+from vaerobust.randomness import normal
 
 Columns = dict[str, Tensor]
 
@@ -104,7 +105,7 @@ def strongest_attack(
         If an argument has the wrong shape or range.
     """
     if linearised is None:
-        linearised = linearised_radii(model, x, r, generator=torch.Generator(x.device).manual_seed(seed))
+        linearised = linearised_radii(model, x, r, seed=torch.Generator(x.device).manual_seed(seed))
     return attack_margin(
         model, x, r, guess=GUESS * linearised.second_moment, steps=steps, restarts=1, samples=samples,
         choosing_samples=choosing_samples, judging_samples=judging_samples, final_samples=final_samples,
@@ -135,7 +136,7 @@ def sandwich(
     Parameters
     ----------
     model : GaussianVAE
-        With a ReLU encoder; see :func:`vaerobust.certificates.certified_margin`.
+        With a ReLU encoder; see :func:`vaerobust.certify.certificates.certified_margin`.
     x : Tensor, shape (n, d_x)
     level : float
         r is this quantile of D(x), by samples of its own.
@@ -166,15 +167,15 @@ def sandwich(
     def noise(stream: int) -> torch.Generator:
         return torch.Generator(x.device).manual_seed(stream)
 
-    own = distance_quantile(distances(model, x, samples=4000, generator=noise(1)), level).value
+    own = distance_quantile(distances(model, x, samples=4000, seed=noise(1)), level).value
     radii = {"own": own, "fixed": torch.full_like(own, fixed_r)}
-    judged = failures(model, x, list(radii.values()), samples=samples, generator=noise(2))
+    judged = failures(model, x, list(radii.values()), samples=samples, seed=noise(2))
     columns: dict[str, Columns] = {}
     deltas: dict[str, Tensor] = {}
     for (name, r), found in zip(radii.items(), judged, strict=True):
         certificate = certify(model, x, found, confidence=confidence)
         first_order = first_order_radii(model, x, certificate.p_low)
-        linearised = linearised_radii(model, x, r, generator=noise(3))
+        linearised = linearised_radii(model, x, r, seed=noise(3))
         attack = strongest_attack(model, x, r, linearised=linearised, confidence=confidence, seed=100)
         chance = random_direction_radius(model, x, r, samples=200, grid=8, tolerance=0.1, limit=64.0, seed=200)
         columns[name] = {
@@ -193,7 +194,7 @@ def sandwich(
             "random": chance.radius,
             "random censored": torch.as_tensor(chance.censored),
         }
-        at_attack = distances(model, x, attack.delta, samples=2000, generator=noise(4))
+        at_attack = distances(model, x, attack.delta, samples=2000, seed=noise(4))
         columns[name]["moment at attack"] = at_attack.pow(2).mean(1) / r**2
         deltas[name] = attack.delta
     return columns, deltas
@@ -216,7 +217,7 @@ def curves(
     Parameters
     ----------
     model : GaussianVAE
-        With a ReLU encoder; see :func:`vaerobust.certificates.certified_margin`.
+        With a ReLU encoder; see :func:`vaerobust.certify.certificates.certified_margin`.
     x : Tensor, shape (n, d_x)
     radii : sequence of float
         Norms R of perturbations, >= 0, rising: each attack starts also from that of the last radius.
@@ -229,7 +230,7 @@ def curves(
     confidence : float
         Of each end, at each point and radius by itself.
     refine : int
-        As in :func:`vaerobust.certificates.certified_r`.
+        As in :func:`vaerobust.certify.certificates.certified_r`.
     seed : int
 
     Returns
@@ -246,11 +247,11 @@ def curves(
         return torch.Generator(x.device).manual_seed(seed + stream)
 
     certified = certified_r(
-        model, x, radii, samples=samples, generator=noise(1), confidence=confidence, refine=refine
+        model, x, radii, samples=samples, seed=noise(1), confidence=confidence, refine=refine
     )  # fmt: skip
     checks.count("judging_samples", judging_samples)
-    r = distance_quantile(distances(model, x, samples=1000, generator=noise(2)), 0.9).value
-    worst = _worst_directions(model, x, linearised_radii(model, x, r, generator=noise(3)))
+    r = distance_quantile(distances(model, x, samples=1000, seed=noise(2)), 0.9).value
+    worst = _worst_directions(model, x, linearised_radii(model, x, r, seed=noise(3)))
     delta = torch.zeros_like(x)
     # of so many draws, as few as this or fewer lie below the median with probability alpha at most
     rank = int(stats.binom.ppf(1 - confidence, judging_samples, 0.5))
@@ -258,9 +259,9 @@ def curves(
     for radius in radii:
         starts = torch.cat([worst, delta[None]])
         delta = maximum_damage(
-            model, x, radius, steps=steps, restarts=1, directions=starts, generator=noise(4)
+            model, x, radius, steps=steps, restarts=1, directions=starts, seed=noise(4)
         ).delta  # fmt: skip
-        hit = distances(model, x, delta, samples=judging_samples, generator=noise(5)).sort(dim=1).values
+        hit = distances(model, x, delta, samples=judging_samples, seed=noise(5)).sort(dim=1).values
         broken.append(hit[:, rank - 1] if rank else torch.zeros_like(hit[:, 0]))
     return Curves(certified, torch.stack(broken) if broken else certified.clone(), confidence)
 
@@ -329,7 +330,7 @@ def violations(
     generator = torch.Generator(x.device).manual_seed(seed)
 
     def within(points: Tensor, delta: Tensor, samples: int) -> Tensor:
-        d = distances(model, x[points], delta, samples=samples, generator=generator)
+        d = distances(model, x[points], delta, samples=samples, seed=generator)
         return (d <= r[points, None]).sum(1)
 
     tried, suspects = 0, []
@@ -361,7 +362,7 @@ def _on_spheres(
         torch.einsum("kni,nij->knj", normal(len(x) * half, pull[0].mT, generator).unflatten(0, (half, len(x))), pull),
     ]
     for _ in range(attacks):
-        found.append(maximum_damage(model, x, radius, restarts=2, generator=generator).delta[None])
+        found.append(maximum_damage(model, x, radius, restarts=2, seed=generator).delta[None])
     if further is not None:
         found.append(further)
     way = torch.cat(found).double()

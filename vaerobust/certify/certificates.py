@@ -1,8 +1,9 @@
 """Certified lower bounds on the margin of Eq. 4: no higher-order term, and a stated probability of being wrong.
 
 Two facts are joined. A perturbation of norm R shifts the whitened mean by some u with (a . u)^2 <= R^2 a' W a, by
-:mod:`vaerobust.lipschitz`; nothing is random in that. And a shift by u leaves P(D <= r) above 1/2 as long as u is short
-enough, by what samples of the unperturbed model say about the set of noise that fails: its probability, as in the
+:mod:`vaerobust.certify.encoder_shift`; nothing is random in that. And a shift by u leaves P(D <= r) above 1/2 as long
+as u is short enough, by what samples of the unperturbed model say about the set of noise that fails: its probability,
+as in the
 half-space lemma, and its first two moments along u, which the half-space lemma leaves unused.
 """
 
@@ -18,10 +19,12 @@ from scipy import stats
 from torch import Tensor
 
 from vaerobust import checks
+from vaerobust.batches import ROWS, slices
 from vaerobust.bounds import half_space_shift
-from vaerobust.criterion import ROWS, decode_all, distances, normal, slices
-from vaerobust.lipschitz import lipschitz_bound, mean_layers, shift_metric
-from vaerobust.model import GaussianVAE
+from vaerobust.certify.encoder_shift import lipschitz_bound, shift_metric
+from vaerobust.criterion import decode_all, distances
+from vaerobust.model import GaussianVAE, mean_layers
+from vaerobust.randomness import Seed, as_generator, normal
 
 TILTS = (0.0, 0.01, 0.03, 0.1, 0.3, 1.0)
 """Weights of the encoder's metric, scaled to 1, against a moment of failure, in the joint bounds on both; the first
@@ -94,7 +97,7 @@ def failures(
     radii: Sequence[float | Tensor],
     *,
     samples: int = 100_000,
-    generator: torch.Generator | None = None,
+    seed: Seed = 0,
 ) -> list[Failures]:
     """Count the noise that takes D(x) beyond each of some r, and its first two moments.
 
@@ -106,7 +109,8 @@ def failures(
         Values of r, >= 0, chosen with other samples; all are judged by the same samples.
     samples : int
         Draws of eta, the same for every point; any number, since only sums are kept.
-    generator : torch.Generator, optional
+    seed : int or torch.Generator
+        See :mod:`vaerobust.randomness`.
 
     Returns
     -------
@@ -121,6 +125,7 @@ def failures(
     checks.vectors("x", x)
     checks.count("samples", samples)
     r = torch.stack([checks.per_point("r", one, len(x), x) for one in radii], 1)
+    generator = as_generator(seed, x)
     mu, sigma = model.encode(x)
     centre = model.decode(mu)
     width = mu.shape[1]
@@ -145,7 +150,7 @@ def certified_margin(
     r: float | Tensor,
     *,
     samples: int = 100_000,
-    generator: torch.Generator | None = None,
+    seed: Seed = 0,
     confidence: float = 0.999,
     refine: int = 6,
 ) -> Certificate:
@@ -160,7 +165,8 @@ def certified_margin(
         >= 0; chosen with other samples.
     samples : int
         Draws of eta that are judged.
-    generator : torch.Generator, optional
+    seed : int or torch.Generator
+        See :mod:`vaerobust.randomness`.
         Where they come from.
     confidence : float
         1 - alpha, in (0, 1), at each point by itself. Only the samples are random.
@@ -180,7 +186,7 @@ def certified_margin(
     """
     checks.vectors("x", x)
     mean_layers(model, x)  # an encoder that cannot be certified is an error before the samples are drawn
-    (found,) = failures(model, x, [r], samples=samples, generator=generator)
+    (found,) = failures(model, x, [r], samples=samples, seed=seed)
     return certify(model, x, found, confidence=confidence, refine=refine)
 
 
@@ -249,7 +255,7 @@ def certified_r(
     radii: Sequence[float],
     *,
     samples: int = 50_000,
-    generator: torch.Generator | None = None,
+    seed: Seed = 0,
     confidence: float = 0.999,
     refine: int = 6,
 ) -> Tensor:
@@ -267,7 +273,8 @@ def certified_r(
         Norms R of perturbations, >= 0.
     samples : int
         Draws of eta, the same for every point and radius.
-    generator : torch.Generator, optional
+    seed : int or torch.Generator
+        See :mod:`vaerobust.randomness`.
     confidence : float
         1 - alpha, in (0, 1), at each point and radius by itself. Only the samples are random.
     refine : int
@@ -288,7 +295,7 @@ def certified_r(
     checks.probability("confidence", confidence)
     layers = mean_layers(model, x)
     sigma = model.encode(x)[1]
-    seed = int(torch.randint(2**62, (), generator=generator, device=x.device))
+    stream = int(torch.randint(2**62, (), generator=as_generator(seed, x), device=x.device))
     # of so many samples, as many as this or fewer lie below the quantile, so the next one is above it
     below = np.full((len(radii), len(x)), samples)
     known = torch.arange(len(x), device=x.device)
@@ -303,8 +310,7 @@ def certified_r(
     index = torch.as_tensor(below, device=x.device)
     found = []
     for some in slices(len(x), max(1, KEPT // samples)):
-        same = torch.Generator(x.device).manual_seed(seed)
-        d = distances(model, x[some], samples=samples, generator=same).sort(dim=1).values
+        d = distances(model, x[some], samples=samples, seed=stream).sort(dim=1).values
         found.append(torch.cat([d, torch.full_like(d[:, :1], torch.inf)], 1).gather(1, index[:, some].T).T)
     return torch.cat(found, 1)
 

@@ -23,17 +23,17 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 from torchvision import datasets, transforms
 
-from vaerobust import data
 from vaerobust.algorithms import RandomDirectionRadius, algorithm_2_as_printed, minimum_r, random_direction_radius
 from vaerobust.bounds import jacobian_norms, linearised_radii
-from vaerobust.certificates import certify, failures
+from vaerobust.certify.both_sides import strongest_attack
+from vaerobust.certify.certificates import certify, failures
 from vaerobust.criterion import distances, distances_in_random_directions
 from vaerobust.margins import attack_margin
 from vaerobust.model import VAE, elbo_terms
-from vaerobust.protocol import Spec
-from vaerobust.sandwich import strongest_attack
-from vaerobust.training import Run
-from vaerobust.weights import pretrained
+from vaerobust.zoo import data
+from vaerobust.zoo.protocol import Spec
+from vaerobust.zoo.training import Run
+from vaerobust.zoo.weights import pretrained
 
 Call = Callable[[], object]
 Share = Callable[[np.ndarray | float], np.ndarray]
@@ -92,7 +92,7 @@ def noise(seed: int) -> torch.Generator:
 def test_points(points: int) -> tuple[VAE, Tensor, Tensor]:
     """Return a trained model, test images and the 0.9-quantile of D at each."""
     vae, x = pretrained("mnist").vae, data.load("mnist").pixels[:points]
-    return vae, x, minimum_r(vae, x, level=0.9, samples=4000, generator=noise(0)).value
+    return vae, x, minimum_r(vae, x, level=0.9, samples=4000, seed=noise(0)).value
 
 
 def training(batches: int = 20, turns: int = 3) -> list[Timed]:
@@ -249,7 +249,7 @@ def random_directions(target: float = 0.01, repeats: int = 10, pool: int = 2000,
         drawn.append(int(found.drawn))
         start = time.perf_counter()
         walk = algorithm_2_as_printed(
-            vae, x, float(r), step=step, samples=other_samples, start=begin + step * k / repeats, generator=noise(k)
+            vae, x, float(r), step=step, samples=other_samples, start=begin + step * k / repeats, seed=noise(k)
         )  # fmt: skip
         a_pass.append((time.perf_counter() - start) / walk.iterations)
         theirs.append(walk.value)
@@ -268,7 +268,7 @@ def share_within(vae: VAE, x: Tensor, r: Tensor, radius: float, pool: int) -> Sh
     """Return P(D <= r) as a smooth function of the norm of a random perturbation, from samples common to all norms."""
     radii = np.unique(np.r_[np.linspace(0, 2 * radius, 17), np.linspace(2 * radius, START, 5)])
     d = [
-        distances_in_random_directions(vae, x, float(one), samples=pool, perturb_sigma=True, generator=noise(2))
+        distances_in_random_directions(vae, x, float(one), samples=pool, perturb_sigma=True, seed=noise(2))
         for one in radii
     ]
     smooth = PchipInterpolator(radii, [float((one <= r).double().mean()) for one in d])
@@ -315,7 +315,7 @@ def attacks(points: int = 16, other_points: int = 6, tolerance: float = 0.03, tu
     found = {}
 
     def ours() -> None:
-        linearised = linearised_radii(vae, x, r, samples=LINEARISED, generator=noise(3))
+        linearised = linearised_radii(vae, x, r, samples=LINEARISED, seed=noise(3))
         found["ours"] = strongest_attack(
             vae, x, r, linearised=linearised, tolerance=tolerance, confidence=0.999, **LEAN
         )  # fmt: skip
@@ -354,7 +354,7 @@ def certificates(points: int = 4, samples: int = 100_000, wanted: int = 100) -> 
     vae, x, r = test_points(points)
 
     def run() -> None:
-        (found,) = failures(vae, x, [r], samples=samples, generator=noise(1))
+        (found,) = failures(vae, x, [r], samples=samples, seed=noise(1))
         certify(vae, x, found)
 
     return fastest(run, turns=1)[0] * wanted / points

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 import torch
 
 from vaerobust import checks
-from vaerobust.data import DATASETS
 from vaerobust.model import LIKELIHOODS, SCALES, VAE
+from vaerobust.zoo.data import DATASETS
 
 OBJECTIVES = ("beta", "beta-tc")
 PRECISIONS = ("float32", "bfloat16")

@@ -20,11 +20,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from vaerobust.data import Images
 from vaerobust.files import digest, write_atomically
 from vaerobust.model import VAE, elbo_terms, kl_to_prior, total_correlation
-from vaerobust.protocol import Spec
-from vaerobust.weights import load_model, save_model
+from vaerobust.zoo.data import Images
+from vaerobust.zoo.protocol import Spec
+from vaerobust.zoo.weights import load_model, save_model
 
 EVALUATION_SEED = 1
 MATMUL = {"float32": "highest", "bfloat16": "medium"}  # torch's names for the precisions

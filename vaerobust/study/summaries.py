@@ -19,25 +19,24 @@ from torch import Tensor
 
 from vaerobust.algorithms import random_direction_radius
 from vaerobust.attacks import maximum_damage
+from vaerobust.batches import ROWS, slices
 from vaerobust.bounds import half_space_shift, jacobian_norms
+from vaerobust.certify.both_sides import curves, sandwich
 from vaerobust.criterion import (
-    ROWS,
     distance_quantile,
     distances,
     log_likelihood,
     probability_of_robustness,
-    slices,
 )
-from vaerobust.data import Images
 from vaerobust.files import write_atomically
 from vaerobust.margins import attack_margin
 from vaerobust.model import VAE, kl_to_prior
-from vaerobust.protocol import Spec
-from vaerobust.sandwich import curves, sandwich
-from vaerobust.training import data_digests, hardware, versions
-from vaerobust.weights import Trained
+from vaerobust.zoo.data import Images
+from vaerobust.zoo.protocol import Spec
+from vaerobust.zoo.training import data_digests, hardware, versions
+from vaerobust.zoo.weights import Trained
 
-FOLDER = Path(__file__).parent / "summaries"
+FOLDER = Path(__file__).parent / "stored"
 LIMITS = (1.0, 4.0)
 """Norms L of the attacks on the likelihood of few images."""
 ALL_LIMITS = (1.0, 2.0, 4.0, 10.0)
@@ -146,11 +145,11 @@ def margins(vae: VAE, x: Tensor, choice: Choice, *, random: bool = False) -> Sum
     """Return lists: r, p, Theorem 1's bound at the lower limit of p, attack margin, perhaps random-direction radius."""
     shared: dict[str, Any] = {"perturb_sigma": choice.perturb_sigma}
     if choice.r is None:
-        d = distances(vae, x, samples=choice.samples, reference=choice.reference, generator=noise(1))
+        d = distances(vae, x, samples=choice.samples, reference=choice.reference, seed=noise(1))
         r = distance_quantile(d, choice.level).value
     else:
         r = torch.full((len(x),), choice.r)
-    d = distances(vae, x, samples=choice.samples, reference=choice.reference, generator=noise(2))
+    d = distances(vae, x, samples=choice.samples, reference=choice.reference, seed=noise(2))
     p = probability_of_robustness(d, r)
     # at the lower limit of p, since an estimate of 1 would make the bound infinite
     shift = torch.as_tensor(half_space_shift(p.low), dtype=x.dtype)
@@ -203,7 +202,7 @@ def damage(
     def score(delta: Tensor) -> Tensor:
         if own_noise:
             return explained(vae, x, delta)
-        return log_likelihood(vae, x, delta, samples=32, generator=noise(4))
+        return log_likelihood(vae, x, delta, samples=32, seed=noise(4))
 
     clean = score(torch.zeros_like(x))
     wrong = vae.log_likelihood(x, vae.sample(x.roll(1, 0), noise(5))).mean()
@@ -213,7 +212,7 @@ def damage(
         "0": {"mean": float(clean.mean()), "std": float(clean.std())},
     }
     for limit in limits:
-        hit = score(maximum_damage(vae, x, limit, generator=noise(3), **attack).delta)
+        hit = score(maximum_damage(vae, x, limit, seed=noise(3), **attack).delta)
         found[f"{limit:g}"] = {
             "mean": float(hit.mean()), "std": float(hit.std()), "loss std": float((clean - hit).std()),
         }  # fmt: skip
@@ -272,8 +271,8 @@ def both_sides(trained: Trained, images: Images, *, most: int = 100, kept: int =
     Returns
     -------
     dict
-        'own' and 'fixed' with the columns of :func:`vaerobust.sandwich.sandwich`; 'deltas', the attacks' perturbations
-        for both in half precision, shape (kept, d_x); and a manifest.
+        'own' and 'fixed' with the columns of :func:`vaerobust.certify.both_sides.sandwich`; 'deltas', the attacks'
+        perturbations for both in half precision, shape (kept, d_x); and a manifest.
     """
     start = time.perf_counter()
     columns, deltas = sandwich(trained.vae, images.pixels[:most])
@@ -290,8 +289,8 @@ def whole_curves(trained: Trained, images: Images, *, most: int = 100) -> Summar
     Returns
     -------
     dict
-        'radii'; 'certified' and 'broken' as in :class:`vaerobust.sandwich.Curves`, a list a radius, with null for what
-        is infinite; and a manifest.
+        'radii'; 'certified' and 'broken' as in :class:`vaerobust.certify.both_sides.Curves`, a list a radius, with null
+        for what is infinite; and a manifest.
     """
     start = time.perf_counter()
     found = curves(trained.vae, images.pixels[:most], CURVE_RADII)
