@@ -315,7 +315,7 @@ def run(task: Task, scratch: Path) -> Outcome:
     from jupyter_client.manager import AsyncKernelManager
     from papermill.exceptions import PapermillExecutionError
 
-    from vaerobust.files import write_atomically
+    from vaerobust.zoo.files import write_atomically
 
     name = task.source.stem
 
