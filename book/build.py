@@ -240,7 +240,7 @@ def execute(tasks: list[Task], jobs: int) -> dict[str, str]:
         return {}
     from tqdm import tqdm
 
-    from vaerobust.zoo.training import processor
+    from vaerobust.zoo.machine import processor
 
     jobs = max(1, min(jobs, len(tasks)))
     threads = max(1, processors() // jobs)

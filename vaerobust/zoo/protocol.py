@@ -84,7 +84,7 @@ class Spec:
 
     @property
     def name(self) -> str:
-        """The name of the model's files: data set, beta and tau, then each other distinguishing field if not its default."""
+        """The name of the model's files: data set, beta, tau, and each other field that differs from its default."""
         parts = [self.dataset, f"beta{self.beta:g}", f"tau{self.tau:g}"]
         parts += [str(getattr(self, field)) for field in ("likelihood", "objective", "scale") if self.varies(field)]
         parts += [f"{field}{getattr(self, field)}" for field in ("latents", "seed") if self.varies(field)]

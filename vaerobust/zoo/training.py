@@ -3,9 +3,9 @@
 Start at :func:`train`, which trains one model and writes it; :class:`Run` is a training run that can be stopped after
 any epoch and continued. Which models are trained is in :mod:`vaerobust.zoo.protocol`.
 
-All images are held in memory as one tensor, and each batch is one gather from it, so an epoch costs little more than its
-matrix products. A checkpoint after every epoch holds the weights, Adam's moments and the state of the generator. A run
-that was killed continues from its last checkpoint, and its weights end bit for bit as those of an uninterrupted run.
+All images are held in memory as one tensor, and each batch is one gather from it, so an epoch costs little more than
+its matrix products. A checkpoint after every epoch holds the weights, Adam's moments and the state of the generator. A
+run that was killed continues from its last checkpoint and ends bit for bit with the weights of an uninterrupted run.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ class Run:
         try:
             tensors, record = read_checkpoint(path.read_bytes())
             spec, data = record["spec"], record["data"]
-            history = from_plain(tuple[Epoch, ...], record["history"], "history")  # type: ignore[arg-type]
+            history = from_plain(tuple[Epoch, ...], record["history"], "history")
         except (SafetensorError, ValueError, KeyError) as error:
             raise ValueError(f"checkpoint {path} is corrupt ({error}); delete it to train from the start") from error
         if spec != asdict(self.spec):

@@ -1,7 +1,8 @@
 """Frozen dataclasses as JSON and back: every field is checked, and what does not fit is named.
 
 :func:`to_plain` turns a dataclass into what ``json.dumps`` takes, :func:`from_plain` turns what ``json.loads`` gives
-into a dataclass. The keys are the names of the fields. Null stands for infinity, for which JSON has no number.
+into a dataclass. The keys are the names of the fields. JSON has no infinity and no NaN: these are the texts "inf",
+"-inf" and "nan", as in :meth:`vaerobust.results.Result.to_json`.
 """
 
 from __future__ import annotations
@@ -14,22 +15,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
+NOT_FINITE = ("inf", "-inf", "nan")
+"""Texts in the place of numbers that JSON lacks."""
+
 Record = TypeVar("Record")
 
 
 def to_plain(value: Any) -> Any:
-    """Return a value as objects, lists, texts, numbers, truth values and null.
+    """Return a value as objects, lists, texts, numbers and truth values.
 
     Parameters
     ----------
     value : object
         A dataclass whose fields are dataclasses, tensors, tuples, dictionaries with text keys, texts, numbers or truth
         values.
-
-    Raises
-    ------
-    ValueError
-        If a number is NaN or minus infinity.
     """
     if is_dataclass(value):
         return {field.name: to_plain(getattr(value, field.name)) for field in fields(value)}
@@ -40,9 +39,7 @@ def to_plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: to_plain(inner) for key, inner in value.items()}
     if isinstance(value, float) and not math.isfinite(value):
-        if value != math.inf:
-            raise ValueError(f"a record holds {value}, which cannot be stored")
-        return None
+        return str(value)
     return value
 
 
@@ -76,7 +73,7 @@ def from_plain(kind: type[Record], value: Any, where: str = "") -> Record:
         inner = get_args(kind)[1]
         found = {key: from_plain(inner, one, f"{where}.{key}") for key, one in _expect(dict, value, where).items()}
     elif kind is float:
-        found = math.inf if value is None else float(_expect((float, int), value, where))
+        found = float(_expect((float, int), _number(value), where))
     else:
         found = _expect(kind, value, where)
     return found
@@ -104,7 +101,7 @@ def _is_required(field: Field[Any]) -> bool:
 def _tensor(value: Any, where: str) -> Tensor:
     """Return nested lists as a tensor: of truth values, or of numbers in double precision."""
     try:
-        array = np.array(_with_infinity(_expect(list, value, where)))
+        array = np.array(_numbers(_expect(list, value, where)))
     except ValueError as error:
         raise ValueError(f"{where or 'the file'} must hold lists of equal length: {error}") from error
     if array.dtype.kind not in "bif":
@@ -112,10 +109,13 @@ def _tensor(value: Any, where: str) -> Tensor:
     return torch.from_numpy(array if array.dtype.kind == "b" else array.astype(np.float64))
 
 
-def _with_infinity(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_with_infinity(inner) for inner in value]
-    return math.inf if value is None else value
+def _numbers(value: Any) -> Any:
+    return [_numbers(inner) for inner in value] if isinstance(value, list) else _number(value)
+
+
+def _number(value: Any) -> Any:
+    """Return the number that a text stands for; any other value unchanged."""
+    return float(value) if isinstance(value, str) and value in NOT_FINITE else value
 
 
 def _expect(kind: Any, value: Any, where: str) -> Any:
