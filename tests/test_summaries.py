@@ -215,7 +215,7 @@ def test_a_summary_is_measured_again(spec):
     images, stored = data.load(spec.dataset), load(spec, ModelSummary)
     vae = pretrained(spec.dataset, spec.beta, spec.tau).vae
     if images.complete:  # else only the first 1,000 are there
-        found = asdict(measurements.over_images(encoder_statistics(vae, images.pixels)))
+        found = asdict(measurements.encoder_summary(encoder_statistics(vae, images.pixels)))
         for name, value in asdict(stored.encoder).items():
             assert found[name] == pytest.approx(value, rel=1e-3)
     again, then = measurements.margins(vae, images.pixels[:3]), stored.own
@@ -264,7 +264,7 @@ def test_encoder_statistics_are_those_of_the_model():
     assert found.active_sigma.tolist() == pytest.approx(sigma[:, kl > ACTIVE_NATS].mean(1).tolist(), rel=DOUBLE)
     assert encoder_statistics(vae, x, active_nats=1e9).active_latents == 0
     assert encoder_statistics(vae, x, active_nats=1e9).active_sigma.isnan().all()
-    means = measurements.over_images(found)
+    means = measurements.encoder_summary(found)
     assert means.sigma.mean == pytest.approx(float(sigma.mean()), rel=DOUBLE)
     assert means.min_sigma.std == pytest.approx(float(sigma.min(1).values.std()), rel=DOUBLE)
     table = found.to_frame()

@@ -26,8 +26,8 @@ from vaerobust.attacks import AttackSettings
 from vaerobust.results import Result
 from vaerobust.study._soon import BothSides, Curves
 from vaerobust.zoo.machine import Hardware
+from vaerobust.zoo.manifest import FinalTerms, ImagesUsed
 from vaerobust.zoo.protocol import Spec
-from vaerobust.zoo.weights import FinalTerms, ImagesUsed
 
 
 @dataclass(frozen=True)
