@@ -15,10 +15,10 @@ from conftest import DOUBLE, random_vae, seeded, uniform
 from vaerobust import commands
 from vaerobust.attacks import AttackSettings
 from vaerobust.bounds import theorem_1
+from vaerobust.certify.both_sides import both_sides
+from vaerobust.certify.curves import curves
 from vaerobust.likelihood import log_likelihood
 from vaerobust.study import measurements, summaries
-from vaerobust.study._soon import both_sides as _both_sides
-from vaerobust.study._soon import curves as _curves
 from vaerobust.study.choices import CHOICES, DEFAULT, FIXED_R, Choice
 from vaerobust.study.encoder import ACTIVE_NATS, encoder_statistics
 from vaerobust.study.measurements import ATTACKED_MODELS, CHOICES_MODELS, MEASUREMENTS, Measurement
@@ -38,8 +38,6 @@ from vaerobust.zoo.protocol import BETAS, COMPANIONS, GRID, HEADLINES, SEEDS, SU
 from vaerobust.zoo.training import train
 from vaerobust.zoo.weights import SHIPPED, Trained, load_model, pretrained
 
-both_sides = lambda m, x: _both_sides(m, x, 0.999)  # noqa
-curves = lambda m, x, r: _curves(m, x, r, 0.999)  # noqa
 TINY = Spec(hidden=16, latents=3, epochs=2, batch_size=64)
 
 

@@ -21,6 +21,8 @@ from torch import Tensor
 from vaerobust.attacks import AttackSettings, maximum_damage
 from vaerobust.batches import ROWS, slices
 from vaerobust.bounds import theorem_1_quotient
+from vaerobust.certify.both_sides import BothSides, both_sides
+from vaerobust.certify.curves import curves
 from vaerobust.criterion import distance_quantile, probability_of_robustness
 from vaerobust.distance import distances
 from vaerobust.jacobians import jacobian_norms
@@ -28,7 +30,6 @@ from vaerobust.likelihood import log_likelihood
 from vaerobust.margins import MarginSearch, attack_margin
 from vaerobust.model import VAE
 from vaerobust.random_direction import RandomSearch, random_direction_radius
-from vaerobust.study._soon import BothSides, both_sides, curves
 from vaerobust.study.choices import CHOICES, DEFAULT, FIXED_R, Choice
 from vaerobust.study.encoder import EncoderStatistics, encoder_statistics
 from vaerobust.study.records import (
