@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from dataclasses import asdict, dataclass, fields, replace
 from typing import ClassVar
 
@@ -395,15 +396,26 @@ def brief(kind):
     return measure
 
 
+@pytest.fixture
+def in_this_process(monkeypatch):
+    """Let commands work here, without what they change for a process of their own."""
+    monkeypatch.setattr(commands, "ProcessPoolExecutor", Here)
+    monkeypatch.setattr(commands, "as_completed", list)
+    monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)
+    monkeypatch.setattr(torch, "set_flush_denormal", lambda mode: None)
+    level = logging.getLogger("vaerobust").level
+    yield
+    logging.getLogger("vaerobust").setLevel(level)
+
+
+@pytest.mark.usefixtures("in_this_process")
 def test_the_study_trains_what_is_missing_and_keeps_what_is_there(fake_images, tmp_path, monkeypatch):
-    """In this process and with two models: the command's own work is the choice of what to do."""
+    """With two models: the command's own work is the choice of what to do."""
     splits = fake_images(200, "train"), fake_images(60, "test")
     specs, trained = (TINY, replace(TINY, seed=1)), []
     measured = Measurement(Brief, specs, brief(Brief)), Measurement(OtherBrief, specs[:1], brief(OtherBrief))
     monkeypatch.setattr(commands, "MEASUREMENTS", measured)
     monkeypatch.setattr(commands.data, "load", lambda dataset, split="test": splits[split == "test"])
-    monkeypatch.setattr(commands, "ProcessPoolExecutor", Here)
-    monkeypatch.setattr(commands, "as_completed", list)
 
     def train_all(missing, trainer, jobs):
         trained.extend(missing)
@@ -425,13 +437,12 @@ def test_the_study_trains_what_is_missing_and_keeps_what_is_there(fake_images, t
         assert load(spec, Brief, folder=tmp_path / "out").provenance.weights_sha256 == manifest.weights_sha256
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_training_by_command_calls_the_protocol(fake_images, tmp_path, monkeypatch):
-    """In this process, with one tiny model in the list."""
+    """With tiny models in the list."""
     splits = {split: fake_images(60, split) for split in ("train", "test")}
     monkeypatch.setattr(commands, "MODELS", {"paper": (TINY, replace(TINY, seed=1))})
     monkeypatch.setattr(commands.data, "load", lambda dataset, split="test": splits[split])
-    monkeypatch.setattr(commands, "ProcessPoolExecutor", Here)
-    monkeypatch.setattr(commands, "as_completed", list)
     arguments = ["train", "--folder", str(tmp_path), "--only", "seed1", "--epochs", "1", "--images", "40"]
     assert CliRunner().invoke(commands.main, arguments, catch_exceptions=False).exit_code == 0
     (weights,) = tmp_path.glob("*.safetensors")
