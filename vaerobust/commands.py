@@ -22,11 +22,17 @@ from vaerobust.study import summaries
 from vaerobust.study.measurements import MEASUREMENTS, Measurement
 from vaerobust.zoo import data
 from vaerobust.zoo.manifest import Epoch
-from vaerobust.zoo.protocol import COMPANIONS, GRID, SEEDS, VARIANTS, Spec
+from vaerobust.zoo.protocol import COMPANIONS, CONVOLUTIONAL, GRID, SEEDS, VARIANTS, Spec
 from vaerobust.zoo.training import train
 from vaerobust.zoo.weights import SHIPPED, load_model
 
-MODELS = {"paper": GRID, "companions": COMPANIONS, "seeds": SEEDS, "variants": VARIANTS}
+MODELS = {
+    "paper": GRID,
+    "companions": COMPANIONS,
+    "convolutional": CONVOLUTIONAL,
+    "seeds": SEEDS,
+    "variants": VARIANTS,
+}
 """The lists of models that ``train`` can train, by the value of ``--models``."""
 PROCESSORS = os.cpu_count() or 1
 

@@ -1,7 +1,7 @@
 """Which models there are: the protocol of Appendix F, and in what each model differs from it.
 
-:class:`Spec` describes one training run. The lists below it name the models: :data:`GRID` and :data:`COMPANIONS` ship,
-of :data:`SEEDS` and :data:`VARIANTS` only measurements are stored (:mod:`vaerobust.study`). Training itself is in
+:class:`Spec` describes one training run. The lists below it name the models: :data:`GRID`, :data:`COMPANIONS`
+and :data:`CONVOLUTIONAL` ship, of :data:`SEEDS` and :data:`VARIANTS` only measurements are stored (:mod:`vaerobust.study`). Training itself is in
 :mod:`vaerobust.zoo.training`.
 """
 
@@ -13,10 +13,12 @@ import torch
 
 from vaerobust import checks
 from vaerobust.model import LIKELIHOODS, SCALES, VAE
+from vaerobust.zoo.convolutional import ConvolutionalVAE
 from vaerobust.zoo.data import DATASETS
 
 OBJECTIVES = ("beta", "beta-tc")
 PRECISIONS = ("float32", "bfloat16")
+ARCHITECTURES = ("dense", "convolutional")
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class Spec:
     learning_rate : float
         Step size of Adam, as in Appendix F by default.
     hidden, latents : int
-        Width of the hidden layers and of the latent space (d_z), as in Appendix F by default.
+        Width of the hidden layers of the dense network, and of the latent space (d_z), as in Appendix F by default.
     objective : {'beta', 'beta-tc'}
         The objective of the beta-VAE (Section 2.3), or of the beta-TC-VAE, in which beta weights the total correlation
         alone. At beta = 1 both are the same.
@@ -48,11 +50,15 @@ class Spec:
     precision : {'float32', 'bfloat16'}
         Precision of the factors in matrix products; their sums and all other operations stay in float32. With
         'bfloat16' training takes 0.6 of the time on processors that multiply it natively; on others both are the same.
+    architecture : {'dense', 'convolutional'}
+        The network: the paper's :class:`vaerobust.model.VAE`, or
+        :class:`vaerobust.zoo.convolutional.ConvolutionalVAE`, which takes Bernoulli pixels and softplus only and whose
+        channels are fixed.
 
     Raises
     ------
     ValueError
-        If a value is out of its range; the message names it.
+        If a value is out of its range, or does not go with the architecture; the message names it.
     """
 
     dataset: str = "mnist"
@@ -68,6 +74,7 @@ class Spec:
     objective: str = "beta"
     scale: str = "softplus"
     precision: str = "float32"
+    architecture: str = "dense"
 
     def __post_init__(self) -> None:
         checks.one_of("dataset", self.dataset, DATASETS)
@@ -75,6 +82,10 @@ class Spec:
         checks.one_of("objective", self.objective, OBJECTIVES)
         checks.one_of("scale", self.scale, SCALES)
         checks.one_of("precision", self.precision, PRECISIONS)
+        checks.one_of("architecture", self.architecture, ARCHITECTURES)
+        if self.architecture == "convolutional":
+            checks.one_of("likelihood of the convolutional architecture", self.likelihood, ("bernoulli",))
+            checks.one_of("scale of the convolutional architecture", self.scale, ("softplus",))
         checks.positive("beta", self.beta)
         checks.positive("tau", self.tau, zero=True)
         checks.positive("learning_rate", self.learning_rate)
@@ -86,7 +97,8 @@ class Spec:
     def name(self) -> str:
         """The name of the model's files: data set, beta, tau, and each other field that differs from its default."""
         parts = [self.dataset, f"beta{self.beta:g}", f"tau{self.tau:g}"]
-        parts += [str(getattr(self, field)) for field in ("likelihood", "objective", "scale") if self.varies(field)]
+        named = ("likelihood", "objective", "scale", "architecture")
+        parts += [str(getattr(self, field)) for field in named if self.varies(field)]
         parts += [f"{field}{getattr(self, field)}" for field in ("latents", "seed") if self.varies(field)]
         return "_".join(parts)
 
@@ -94,10 +106,12 @@ class Spec:
         """Return whether a field differs from its default."""
         return bool(getattr(self, field) != getattr(Spec, field))
 
-    def build(self) -> VAE:
-        """Return the untrained model. Its initial weights depend on the seed, the widths and nothing else."""
+    def build(self) -> VAE | ConvolutionalVAE:
+        """Return the untrained model. Its initial weights depend on seed, architecture and widths, and nothing else."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
+            if self.architecture == "convolutional":
+                return ConvolutionalVAE(self.latents, tau=self.tau)
             return VAE(
                 784, self.hidden, self.latents, tau=self.tau, likelihood=self.likelihood, scale=self.scale
             )  # fmt: skip
@@ -126,6 +140,9 @@ COMPANIONS = (
 
 These are the beta-TC-VAEs, models with two latents for Theorem 2, and models with a Gaussian likelihood for Eq. 7.
 """
+
+CONVOLUTIONAL = (Spec(architecture="convolutional"),)
+"""The convolutional counterpart of the MNIST model with beta = 1, trained like it, whose weights ship too."""
 
 HEADLINES = (
     *(Spec("mnist", beta) for beta in (0.1, 1.0, 5.0, 10.0)),

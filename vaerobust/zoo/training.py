@@ -81,7 +81,7 @@ class Run:
         self.spec, self.train, self.test = spec, train, test
         self.data = data_digests(train, test)
         self.pixels, self.test_pixels = train.pixels.to(device), test.pixels.to(device)
-        self.vae = spec.build().to(device)
+        self.vae = spec.build().to(device).eval()
         # The fused step reads and writes each moment once; the default passes over them once per operation.
         self.adam = torch.optim.Adam(self.vae.parameters(), lr=spec.learning_rate, fused=True)
         self.generator = torch.Generator(device).manual_seed(spec.seed)
@@ -99,9 +99,11 @@ class Run:
         torch.set_float32_matmul_precision(MATMUL_PRECISION[self.spec.precision])
         n = len(self.pixels)
         sums = torch.zeros(2, device=self.pixels.device)  # of reconstruction term and KL term
+        self.vae.train()  # batch normalisation, where there is any, takes the statistics of each batch
         order = torch.randperm(n, generator=self.generator, device=self.pixels.device)
         for rows in order.split(self.spec.batch_size):
             sums += self.step(self.pixels[rows])
+        self.vae.eval()
         mean_reconstruction, mean_kl = (sums / n).tolist()
         seconds = time.perf_counter() - start
         train = elbo_of(mean_reconstruction, mean_kl)

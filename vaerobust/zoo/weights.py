@@ -29,8 +29,8 @@ class Trained:
 
     Attributes
     ----------
-    vae : VAE
-        In float32, with gradients off.
+    vae : VAE or ConvolutionalVAE
+        In float32 and in evaluation mode, with gradients off.
     manifest : Manifest
         How it was trained.
     """
@@ -40,8 +40,12 @@ class Trained:
 
 
 def half_precision_bytes(vae: VAE) -> bytes:
-    """Return the weights as a safetensors file in float16, half the size of the float32 that they were trained in."""
-    return save({name: value.detach().cpu().half().contiguous() for name, value in vae.state_dict().items()})
+    """Return the weights as a safetensors file in float16, half the size of the float32 that they were trained in.
+
+    The statistics of batch normalisation are among them. Whole numbers, its counts of batches, stay whole numbers.
+    """
+    state = {name: value.detach().cpu().contiguous() for name, value in vae.state_dict().items()}
+    return save({name: value.half() if value.is_floating_point() else value for name, value in state.items()})
 
 
 def save_model(path: Path, vae: VAE, manifest: Manifest) -> None:
@@ -82,10 +86,10 @@ def load_model(path: str | Path) -> Trained:
             raise ValueError("its SHA-256 is not the one in its manifest")
         weights = load(content)
         vae = manifest.spec.build()
-        vae.load_state_dict({name: value.float() for name, value in weights.items()})
+        vae.load_state_dict(weights)  # copies into float32
     except (ValueError, TypeError, SafetensorError, RuntimeError) as error:
         raise ValueError(f"model {path} is corrupt ({type(error).__name__}: {error})") from error
-    return Trained(vae.requires_grad_(False), manifest)
+    return Trained(vae.eval().requires_grad_(False), manifest)
 
 
 def pretrained(
