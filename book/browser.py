@@ -144,9 +144,9 @@ def candidates() -> Iterator[str | None]:
 
 def install_by_playwright() -> bool:
     """Download Playwright's Chromium, its headless part alone, and tell whether that went well."""
-    # Playwright tries five times, each with 30 seconds of its own accord.
-    quick = {"PLAYWRIGHT_DOWNLOAD_CONNECTION_TIMEOUT": "5000"}
-    return succeeds(sys.executable, "-m", "playwright", "install", "--only-shell", "chromium", **quick)
+    # Playwright tries several times, and by default waits 30 seconds each time for an answer.
+    wait = "PLAYWRIGHT_DOWNLOAD_CONNECTION_TIMEOUT=5000"
+    return succeeds("env", wait, sys.executable, "-m", "playwright", "install", "--only-shell", "chromium")
 
 
 def install_by_apt() -> bool:
@@ -167,7 +167,8 @@ def unpack_by_apt() -> bool:
     lists, cache, packages, root = (UNPACKED / name for name in ("lists", "cache", "packages", "root"))
     for folder in (lists / "partial", cache / "archives/partial", packages, root):
         folder.mkdir(parents=True)
-    apt = ["apt-get", "-qq", "-o", f"Dir::State::Lists={lists}", "-o", f"Dir::Cache={cache}", "-o", "Debug::NoLocking=1"]
+    settings = (f"Dir::State::Lists={lists}", f"Dir::Cache={cache}", "Debug::NoLocking=1")
+    apt = ["apt-get", "-qq", *(word for setting in settings for word in ("-o", setting))]
     succeeds(*apt, "update")
     plan = subprocess.run(
         [*apt, "--simulate", "--no-install-recommends", "install", "chromium"],
@@ -197,12 +198,10 @@ def write_starter(root: Path) -> None:
     script.chmod(0o755)
 
 
-def succeeds(*command: str, cwd: Path | None = None, **environment: str) -> bool:
-    """Run a command without a word, and tell whether it ended well."""
+def succeeds(*command: str, cwd: Path | None = None) -> bool:
+    """Run a command silently and tell whether it ended well."""
     try:
-        done = subprocess.run(
-            command, cwd=cwd, env=os.environ | environment, stdin=subprocess.DEVNULL, capture_output=True, check=False
-        )
+        done = subprocess.run(command, cwd=cwd, stdin=subprocess.DEVNULL, capture_output=True, check=False)
     except OSError:
         return False
     return done.returncode == 0
