@@ -89,7 +89,9 @@ def clean(wheel, tmp_path_factory) -> Path:
         link(name, packages)
     # without an index, pip fails unless the links meet every requirement
     install = ["pip", "--python", folder / "bin/python", "install", "--quiet", "--no-index", wheel]
-    subprocess.run([sys.executable, "-m", *install], check=True)
+    # PYTHONPATH would show pip this checkout as installed already
+    outside = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    subprocess.run([sys.executable, "-m", *install], check=True, cwd=folder, env=outside)
     return folder
 
 
