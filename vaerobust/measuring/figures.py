@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import matplotlib as mpl
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Drawing
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
@@ -29,7 +28,7 @@ TONES = {
 }  # fmt: skip
 """Replaced by the page's colour of that name."""
 WIDTH = 7.2
-STYLE = {
+STYLE: Any = {
     "svg.fonttype": "none", "svg.hashsalt": "vaerobust", "font.family": "sans-serif", "font.size": 10.5,
     "axes.edgecolor": INK, "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK, "text.color": INK,
     "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False, "figure.facecolor": "none",
@@ -45,11 +44,14 @@ class Figure(NamedTuple):
 
 
 @contextmanager
-def drawing(height: float, name: str, kept: list[str]) -> Iterator[Axes]:
-    """Draw on axes; the SVG is added to ``kept``."""
+def drawing(height: float, name: str, kept: list[str], panels: int = 0) -> Iterator[Any]:
+    """Draw on axes, or on a row of panels with common axes; the SVG is added to ``kept``."""
     with mpl.rc_context(STYLE):
         figure = Drawing(figsize=(WIDTH, height), layout="constrained")
-        yield figure.subplots()
+        if panels:
+            yield figure.subplots(1, panels, sharex=True, sharey=True, squeeze=False)[0]
+        else:
+            yield figure.subplots()
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     kept.append(inline(buffer.getvalue(), name))
@@ -70,9 +72,9 @@ def inline(svg: str, name: str) -> str:
     return svg.replace("<svg ", '<svg aria-hidden="true" focusable="false" ', 1)
 
 
-def plain_log(axis: Any) -> None:
-    """Label a logarithmic axis by plain numbers at 1, 2 and 5."""
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=12))
+def plain_log(axis: Any, at: tuple[int, ...] = (1, 2, 5)) -> None:
+    """Label a logarithmic axis by plain numbers."""
+    axis.set_major_locator(LogLocator(subs=at, numticks=12))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())
 
@@ -169,31 +171,29 @@ def enclosures(report: Report) -> Figure | None:
 
 
 def curve(report: Report) -> Figure | None:
-    """Draw the least r against the norm R of perturbations, enclosed from both sides."""
+    """Draw the least r against the norm R of perturbations, enclosed from both sides; one panel per image."""
     found = report.curve
     if found is None:
         return None
+    places = ["least robust", "in the middle", "most robust"] if len(found.images) == 3 else [""] * len(found.images)
     kept: list[str] = []
-    colours = [TONES["attack"], TONES["own"], TONES["certified"]]
-    with drawing(3.4, "curve", kept) as axes:
-        for k, image in enumerate(found.images):
-            colour = colours[k % 3]
+    with drawing(2.9, "curve", kept, panels=len(found.images)) as panels:
+        for k, (axes, image, place) in enumerate(zip(panels, found.images, places, strict=True)):
             top = np.where(np.isfinite(found.certified[:, k]), found.certified[:, k], np.nan)
-            axes.fill_between(found.radii, found.broken[:, k], top, color=colour, alpha=0.18, linewidth=0)
-            axes.plot(found.radii, top, "-", marker="^", color=colour, markersize=5, label=f"image {image}: certified")
-            axes.plot(
-                found.radii, found.broken[:, k], "--", marker="v", color=colour, markersize=5,
-                label=f"image {image}: broken",
-            )  # fmt: skip
-        axes.set_xscale("log")
-        plain_log(axes.xaxis)
-        axes.set(xlabel="norm R of the perturbation", ylabel="least r, in units of the pixels")
-        axes.legend(fontsize=9.5, loc="upper left")
+            axes.fill_between(found.radii, found.broken[:, k], top, color=TONES["faint"], alpha=0.35, linewidth=0)
+            axes.plot(found.radii, top, "-^", color=TONES["certified"], markersize=5)
+            axes.plot(found.radii, found.broken[:, k], "--v", color=TONES["attack"], markersize=5)
+            axes.axhline(report.table["r"].iloc[image], color=INK, linewidth=1, linestyle=":")
+            axes.set_xscale("log")
+            plain_log(axes.xaxis, (1, 3))
+            axes.set_title(f"image {image}" + (f", {place}" if place else ""), fontsize=10.5)
+        panels[0].set_ylabel("least r")
+        panels[len(panels) // 2].set_xlabel("norm R of the perturbation")
     ends = []
     for k, image in enumerate(found.images):
-        known = np.isfinite(found.certified[:, k])
-        if known.any():
-            last = int(np.flatnonzero(known)[-1])
+        known = np.flatnonzero(np.isfinite(found.certified[:, k]))
+        if len(known):
+            last = known[-1]
             ends.append(
                 f"image {image}: at R = {shown(float(found.radii[last]))} the least r lies between "
                 f"{shown(float(found.broken[last, k]))} and {shown(float(found.certified[last, k]))}"
@@ -224,12 +224,12 @@ def beside(rows: Sequence[tuple[str, float, float, bool]]) -> Figure:
             label.set_fontweight("bold" if own else "normal")
         axes.set_xscale("log")
         plain_log(axes.xaxis)
-        axes.set(xlabel="norm of the perturbation: median certified margin (up) and attack margin (down)")
+        axes.set(xlabel="norm of the perturbation")
         axes.tick_params(axis="y", length=0)
-    own = next((one for one in rows if one[3]), rows[0])
+    mine = next((one for one in rows if one[3]), rows[0])
     others = [one for one in rows if not one[3]]
-    above = sum(one[2] < own[2] for one in others)
-    alt = f"{own[0]} has a larger median attack margin than {above} of the book's {len(others)} models."
+    above = sum(one[2] < mine[2] for one in others)
+    alt = f"{mine[0]} has a larger median attack margin than {above} of the book's {len(others)} models."
     return Figure(kept[0], alt)
 
 
@@ -255,6 +255,3 @@ def ratios(rows: Sequence[tuple[str, float, float, float]], names: tuple[str, st
         axes.set(xlabel=f"{names[1]} / {names[0]}", ylim=(-0.6, len(rows) - 0.4))
     told = [f"{label} {shown(ratio)} ({shown(low)} to {shown(high)})" for label, ratio, low, high in rows]
     return Figure(kept[0], f"Median ratios of {names[1]} to {names[0]} and their intervals: " + ", ".join(told) + ".")
-
-
-Draw = Callable[[Report], Figure | None]

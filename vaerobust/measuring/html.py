@@ -11,7 +11,7 @@ import io
 import math
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import jinja2
 import numpy as np
@@ -29,8 +29,6 @@ BOOK_LEVEL, BOOK_R = 0.9, 4.0
 """The two choices of r at which the book measured its models."""
 EXTREMES = 3
 """Images that are shown at each end."""
-SIDE = 112
-"""Height of a picture on the page, in pixels."""
 
 
 class Pictures(NamedTuple):
@@ -39,6 +37,8 @@ class Pictures(NamedTuple):
     image: int
     attack: str
     certified: str
+    moved: str
+    r: str
     views: tuple[tuple[str, str], ...]  # (label, address)
 
 
@@ -61,7 +61,8 @@ def page(report: Report, comparison: Comparison | None = None) -> str:
         "beside": beside(book),
     }
     return template().render(
-        report=report, run=report.run, settings=report.run.settings, columns=MARGINS, shown=shown, count=len(report.table),
+        report=report, run=report.run, settings=report.run.settings, columns=MARGINS, shown=shown,
+        count=len(report.table),
         figures=drawn, extremes=extremes(report), book=book, missing=reasons(report), scale=scale(report),
         comparison=comparison, version=package_version(), listed=listed(report), guaranteed=guaranteed(report),
     )  # fmt: skip
@@ -168,7 +169,7 @@ def extremes(report: Report) -> list[tuple[str, list[Pictures]]]:
     """Return pictures of the images with the smallest and the largest margins; none where inputs are no pictures."""
     if not report.pictures or layout(report.images.shape) is None:
         return []
-    by = "attack" if report.median("attack").count else "certified"
+    by = "attack" if report.median("attack").measured else "certified"
     order = [int(i) for i in np.argsort(report.table[by].to_numpy(dtype=float))]
     if len(order) <= EXTREMES:
         return [("All images, the least robust first", [pictures(report, i) for i in order])]
@@ -184,17 +185,19 @@ def pictures(report: Report, image: int) -> Pictures:
     kept, shape = report.pictures, report.images.shape
     x, delta = report.images.pixels[image].numpy(), kept["delta"][image]
     largest = float(np.abs(delta).max()) or 1.0
+    factor = f"{0.5 / largest:.0f}" if largest < 0.25 else shown(0.5 / largest)
+    moved = float(np.linalg.norm(kept["attacked_reconstruction"][image] - kept["reconstruction"][image]))
     views = (
         ("image", x),
         ("its reconstruction", kept["reconstruction"][image]),
-        (f"perturbation, times {shown(0.5 / largest)}", 0.5 + 0.5 * delta / largest),
+        (f"perturbation, {factor} times enlarged", 0.5 + 0.5 * delta / largest),
         ("attacked image", x + delta),
         ("reconstruction of the attacked image", kept["attacked_reconstruction"][image]),
     )
     row = report.table.iloc[image]
     return Pictures(
-        image, shown(float(row["attack"])), shown(float(row["certified"])),
-        tuple((label, address(values, shape)) for label, values in views),
+        image, shown(float(row["attack"])), shown(float(row["certified"])), shown(moved),
+        shown(float(row["r"])), tuple((label, address(values, shape)) for label, values in views),
     )  # fmt: skip
 
 
@@ -215,9 +218,3 @@ def address(values: np.ndarray, shape: tuple[int, ...]) -> str:
     buffer = io.BytesIO()
     Image.fromarray(array[..., 0] if sizes[0] == 1 else array).save(buffer, format="PNG")
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
-def widths(shape: tuple[int, ...]) -> dict[str, Any]:
-    """Return the size at which pictures of a shape are shown."""
-    sizes = layout(shape) or (1, 1, 1)
-    return {"height": SIDE, "width": round(SIDE * sizes[2] / sizes[1])}

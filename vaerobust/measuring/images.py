@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import zipfile
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -72,7 +73,11 @@ def as_rows(images: Any, shape: tuple[int, ...] | None = None) -> Rows:
         )
     require_pixels(pixels)
     own = tuple(pixels.shape[1:])
-    if shape is not None and len(own) > 1 and [size for size in own if size > 1] != [size for size in shape if size > 1]:
+    if (
+        shape is not None
+        and len(own) > 1
+        and [size for size in own if size > 1] != [size for size in shape if size > 1]
+    ):
         turned = len(own) == 3 and own == (*shape[1:], shape[0])
         raise ValueError(
             f"images must have the model's shape {tuple(shape)}, but each has {own}"
@@ -148,16 +153,7 @@ def load(path: str | Path) -> Tensor:
         return pngs(path)
     if path.suffix not in FORMATS:
         raise ValueError(f"images must be a folder of PNGs or a file {', '.join(FORMATS)}, but are {path.name}")
-    try:
-        content = torch.load(path, weights_only=True) if path.suffix == ".pt" else np.load(path, allow_pickle=False)
-        if path.suffix == ".npz":
-            content = dict(content)
-    except (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile) as error:
-        raise unreadable(path, error) from error
-    except Exception as error:  # torch and pickle raise errors of their own for what is no tensor
-        if type(error).__name__ != "UnpicklingError":
-            raise
-        raise unreadable(path, error) from error
+    content = content_of(path)
     if isinstance(content, dict):
         content = one_of_several(path, content)
     if isinstance(content, np.ndarray) and content.dtype.kind in "fiub":
@@ -166,6 +162,17 @@ def load(path: str | Path) -> Tensor:
         kind = content.dtype if isinstance(content, np.ndarray) else type(content).__name__
         raise ValueError(f"images must be an array or a tensor of numbers, but {path.name} holds {kind}")
     return content
+
+
+def content_of(path: Path) -> Any:
+    """Return what a file holds, without running any code from it."""
+    try:
+        if path.suffix == ".pt":
+            return torch.load(path, map_location="cpu", weights_only=True)
+        content = np.load(path, allow_pickle=False)
+        return dict(content) if path.suffix == ".npz" else content
+    except (OSError, ValueError, EOFError, RuntimeError, KeyError, zipfile.BadZipFile, UnpicklingError) as error:
+        raise unreadable(path, error) from error
 
 
 def unreadable(path: Path, error: Exception) -> ValueError:
@@ -185,7 +192,8 @@ def one_of_several(path: Path, arrays: dict[str, Any]) -> Any:
     names = list(arrays) if len(arrays) == 1 else [name for name in NAMES if name in arrays]
     if len(names) != 1:
         raise ValueError(
-            f"images must be the only array of {path.name} or be named images, but it has: {', '.join(map(str, arrays))}"
+            f"images must be the only array of {path.name} or be named images, but it has: "
+            + ", ".join(map(str, arrays))
         )
     return arrays[names[0]]
 

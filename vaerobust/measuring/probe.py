@@ -1,4 +1,4 @@
-"""One cheap check of a model before it is measured: does it do what the package assumes of every model?
+"""One cheap check of a model before it is measured: that it does what the package assumes of every model.
 
 :func:`probe` sends three rows through ``encode`` and ``decode``. What is certainly wrong is an error: wrong types,
 shapes or devices, values that are not finite, sigma <= 0, an encoder that is random by itself, rows that depend on the
@@ -109,7 +109,7 @@ def require_evaluation_mode(model: object) -> None:
         return
     for name, layer in model.named_modules():
         dropout = isinstance(layer, nn.modules.dropout._DropoutNd)
-        if isinstance(layer, MODAL) and layer.training and not (dropout and layer.p == 0):  # type: ignore[union-attr]
+        if isinstance(layer, MODAL) and layer.training and not (dropout and layer.p == 0):
             raise ValueError(
                 f"model must be in evaluation mode, but its layer {name} ({type(layer).__name__}) is in training "
                 "mode: call model.eval() first"
@@ -169,7 +169,11 @@ def encoded(model: GaussianVAE, rows: Tensor) -> tuple[Tensor, Tensor]:
             'whose sigma is exp(0.5 * log_variance): use vaerobust.wrap(model, shape=..., scale="log_variance")'
             if least < 0
             else "model.encode must return sigma > 0, but some of it is 0: "
-            + (f"x goes up to {float(rows.max()):.4g}; divide it by 255?" if rows.max() > 2 else "add a small number to it")
+            + (
+                f"x goes up to {float(rows.max()):.4g}; divide it by 255?"
+                if rows.max() > 2
+                else "add a small number to it"
+            )
         )
     return mu.detach(), sigma.detach()
 
@@ -288,7 +292,8 @@ def require_row_by_row(model: GaussianVAE, rows: Tensor, mu: Tensor, sigma: Tens
     mu_alone, sigma_alone = called(model, "encode", rows[:1])
     alone = called(model, "decode", mu[:1])
     for name, together, single in (
-        ("encode's mu", mu[:1], mu_alone), ("encode's sigma", sigma[:1], sigma_alone), ("decode's output", out[:1], alone)
+        ("encode's mu", mu[:1], mu_alone), ("encode's sigma", sigma[:1], sigma_alone),
+        ("decode's output", out[:1], alone),
     ):  # fmt: skip
         if single.shape != together.shape or apart(together, single) > tolerance(rows):
             raise ValueError(
@@ -352,10 +357,10 @@ def suspected(model: GaussianVAE, rows: Tensor, out: Tensor) -> list[str]:
     return [*suspicious_scale(model, rows), *suspicious_range(model, rows, out)]
 
 
-def suspicious_scale(model: GaussianVAE, rows: Tensor) -> Iterator[str]:
-    """Yield whether sigma is the bare output of a layer for log-variances, or the exponential of one."""
+def outputs_of_layers(model: GaussianVAE, rows: Tensor) -> dict[str, Tensor]:
+    """Return what each layer of a module returns while it encodes, by its name; nothing for other objects."""
     if not isinstance(model, nn.Module):
-        return
+        return {}
     outputs: dict[str, Tensor] = {}
 
     def note(name: str) -> Any:
@@ -367,11 +372,17 @@ def suspicious_scale(model: GaussianVAE, rows: Tensor) -> Iterator[str]:
 
     handles = [layer.register_forward_hook(note(name)) for name, layer in model.named_modules() if name]
     try:
-        sigma = model.encode(rows)[1]
+        model.encode(rows)
     finally:
         for handle in handles:
             handle.remove()
-    for name, output in outputs.items():
+    return outputs
+
+
+def suspicious_scale(model: GaussianVAE, rows: Tensor) -> Iterator[str]:
+    """Yield whether sigma is the bare output of a layer for log-variances, or the exponential of one."""
+    sigma = model.encode(rows)[1]
+    for name, output in outputs_of_layers(model, rows).items():
         if output.numel() != sigma.numel() or not re.search("log.?(var|cov)", name, re.IGNORECASE):
             continue
         output = output.reshape(sigma.shape)
@@ -382,9 +393,10 @@ def suspicious_scale(model: GaussianVAE, rows: Tensor) -> Iterator[str]:
                     f"{'the exponential of ' if scale == 'variance' else ''}the output of layer {name}. If so, use "
                     f'vaerobust.wrap(model, shape=..., scale="{scale}")'
                 )
-    if getattr(model, "scale", "") in ("log_variance", "log_sigma") and float(sigma.min()) > 1:
+    scale = getattr(model, "scale", None)
+    if scale in ("log_variance", "log_sigma") and float(sigma.min()) > 1:
         yield (
-            f'every sigma is above 1 with scale="{model.scale}", as if the exponential was taken twice: if encode '
+            f'every sigma is above 1 with scale="{scale}", as if the exponential was taken twice: if encode '
             'returns sigma itself, use scale="sigma"'
         )
 
@@ -395,7 +407,7 @@ def suspicious_range(model: GaussianVAE, rows: Tensor, out: Tensor) -> Iterator[
         return  # whoever wrapped it has said what the outputs are
     low, high = float(rows.min()), float(rows.max())
     least, most = float(out.min()), float(out.max())
-    if 0 <= low and high <= 1 and (least < -OUTSIDE or most > 1 + OUTSIDE):
+    if low >= 0 and high <= 1 and (least < -OUTSIDE or most > 1 + OUTSIDE):
         error = {"as they are": (out - rows).norm(), "logits": (torch.sigmoid(out) - rows).norm()}
         error["signed"] = ((out + 1) / 2 - rows).norm()
         best = min(error, key=lambda name: float(error[name]))
@@ -407,9 +419,9 @@ def suspicious_range(model: GaussianVAE, rows: Tensor, out: Tensor) -> Iterator[
                 f"{found}: they look like pixels in [-1, 1]. If so, use "
                 'vaerobust.wrap(model, shape=..., normalise=(0.5, 0.5), outputs="normalised")'
             )
-    elif 0 <= least and most <= 1 and high > 2 and low >= 0:
+    elif least >= 0 and most <= 1 and high > 2 and low >= 0:
         yield f"x ranges over [{low:.3g}, {high:.4g}], while decode's outputs lie in [0, 1]: divide x by 255?"
-    elif 0 <= least and most <= 1 and -1 <= low < -OUTSIDE and high <= 1:
+    elif least >= 0 and most <= 1 and -1 <= low < -OUTSIDE and high <= 1:
         yield (
             f"x ranges over [{low:.3g}, {high:.3g}], while decode's outputs lie in [0, 1]: pass x in [0, 1], and where "
             "encode takes normalised inputs, "

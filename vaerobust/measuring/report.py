@@ -41,9 +41,19 @@ class Column(NamedTuple):
 
 
 MARGINS = (
-    Column("theorem_1", "Theorem 1", "first-order bound", "The paper's lower bound. It neglects higher-order terms."),
+    Column(
+        "theorem_1",
+        "Theorem 1",
+        "first-order bound",
+        "Lower bound of Camuto et al. (2021), without its higher-order terms.",
+    ),
     Column("certified", "Certified", "guarantee", "No shorter perturbation breaks the reconstruction."),
-    Column("second_moment", "Second moment", "estimate", "Where a linearised model breaks."),
+    Column(
+        "second_moment",
+        "Second moment",
+        "estimate",
+        "Where the mean squared movement reaches r² in a linearised model.",
+    ),
     Column("attack", "Attack", "upper bound", "The shortest perturbation found that breaks the reconstruction."),
     Column("random_direction", "Random direction", "comparison", "Where perturbations in random directions break it."),
 )
@@ -117,7 +127,7 @@ class Median(NamedTuple):
         Median, smallest and largest value; NaN where nothing was measured.
     low, high : float
         Interval of the median of the population that the images were drawn from; infinite ends where they are too few.
-    count : int
+    measured : int
         Images with a value.
     """
 
@@ -126,7 +136,7 @@ class Median(NamedTuple):
     high: float
     least: float
     most: float
-    count: int
+    measured: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,7 +188,7 @@ class Report:
         values = self.table[column].to_numpy(dtype=float)
         values = np.sort(values[~np.isnan(values)])
         if not len(values):
-            return Median(*[math.nan] * 5, 0)
+            return Median(math.nan, math.nan, math.nan, math.nan, math.nan, 0)
         low, high = median_interval(values)
         return Median(float(np.median(values)), low, high, float(values[0]), float(values[-1]), len(values))
 
@@ -191,11 +201,11 @@ class Report:
         confidence = f"with confidence {100 * self.run.settings['confidence']:g} %" + ("" if n == 1 else " per image")
         certified, attack = self.median("certified"), self.median("attack")
         broken = f"an attack of norm {shown(attack.value)}{middle} breaks it"
-        if not attack.count:
+        if not attack.measured:
             broken = "no attack could be made"
         elif self.table["attack_censored"].astype(float).mean() > 0.5:
             broken = f"no attack up to norm {shown(attack.most)} breaks it for most of them"
-        if not certified.count:
+        if not certified.measured:
             return f"For {images}, {broken}. Nothing could be certified, so a shorter perturbation may break it too."
         if certified.value == 0:
             return f"For {images}, no perturbation could be ruled out (median certified margin 0); {broken}."
@@ -251,7 +261,9 @@ class Report:
         lines = [self.headline, ""]
         for column in MARGINS:
             found = self.median(column.name)
-            value = f"median {shown(found.value)}" if found.count else f"not measured: {self.missing.get(column.name)}"
+            value = (
+                f"median {shown(found.value)}" if found.measured else f"not measured: {self.missing.get(column.name)}"
+            )
             lines.append(f"{column.label:17} {column.kind:18} {value}")
         return "\n".join(lines)
 

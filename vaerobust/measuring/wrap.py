@@ -88,12 +88,16 @@ class Wrapped(nn.Module):
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and standard deviation of q(z|x), each of shape (n, d_z), of rows of pixels (n, d_x)."""
-        parts = [self._encoded(part) for part in self._parts(x)]
-        return torch.cat([mu for mu, _ in parts]), torch.cat([sigma for _, sigma in parts])
+        parts = self._parts(x)
+        if len(parts) == 1:
+            return self._encoded(x)
+        found = [self._encoded(part) for part in parts]
+        return torch.cat([mu for mu, _ in found]), torch.cat([sigma for _, sigma in found])
 
     def decode(self, z: Tensor) -> Tensor:
         """Return the mean reconstruction of latents (n, d_z), rows of pixels (n, d_x)."""
-        return torch.cat([self._decoded(part) for part in self._parts(z)])
+        parts = self._parts(z)
+        return self._decoded(z) if len(parts) == 1 else torch.cat([self._decoded(part) for part in parts])
 
     def mean_network(self) -> nn.Module:
         """Return a module that maps rows of pixels to the mean of q(z|x); its layers are found by tracing it."""
