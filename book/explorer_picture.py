@@ -18,7 +18,7 @@ from torch import Tensor
 from vaerobust.certify.both_sides import BothSides
 from vaerobust.criterion import probability_of_robustness
 from vaerobust.distance import distances
-from vaerobust.model import VAE
+from vaerobust.model import GaussianVAE
 from vaerobust.page import figures
 from vaerobust.zoo.protocol import Spec
 
@@ -107,13 +107,13 @@ class State:
     high: float
 
 
-def state(spec: Spec, vae: VAE, images: Tensor, bounds: BothSides, number: int) -> State:
+def state(spec: Spec, vae: GaussianVAE, images: Tensor, bounds: BothSides, number: int) -> State:
     """Return what the picture shows for one image.
 
     Parameters
     ----------
     spec : Spec
-    vae : VAE
+    vae : GaussianVAE
         The model of that spec.
     images : Tensor, shape (n, d_x)
     bounds : BothSides

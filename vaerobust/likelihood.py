@@ -7,13 +7,13 @@ from torch import Tensor
 
 from vaerobust import checks
 from vaerobust.batches import blockwise
-from vaerobust.model import VAE
+from vaerobust.model import LikelihoodVAE
 from vaerobust.randomness import Seed, as_generator, normal
 
 
 @torch.no_grad()
 def log_likelihood(
-    vae: VAE,
+    vae: LikelihoodVAE,
     x: Tensor,
     delta: Tensor | None = None,
     *,
@@ -25,7 +25,8 @@ def log_likelihood(
 
     Parameters
     ----------
-    vae : VAE
+    vae : LikelihoodVAE
+        Such as :class:`vaerobust.model.VAE`.
     x : Tensor, shape (n, d_x)
         Images in [0, 1].
     delta : Tensor, shape (n, d_x), optional

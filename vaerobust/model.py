@@ -39,6 +39,15 @@ class GaussianVAE(Protocol):
         """Map latents (n, d_z) to the mean reconstruction g(z), (n, d_x)."""
 
 
+class LikelihoodVAE(GaussianVAE, Protocol):
+    """What the ELBO asks of a model besides: its number of latents, and the likelihood of an image."""
+
+    latents: int
+
+    def log_likelihood(self, x: Tensor, z: Tensor) -> Tensor:
+        """Return log p(x|z) in nats; leading dimensions of x (..., d_x) and z (..., d_z) broadcast."""
+
+
 def perceptron(*widths: int) -> nn.Sequential:
     """Stack linear layers of the given widths with a ReLU between each two."""
     layers: list[nn.Module] = []
@@ -239,12 +248,13 @@ def total_correlation(z: Tensor, mu: Tensor, sigma: Tensor) -> Tensor:
     return (log_q.sum(0).logsumexp(1) - log_q.logsumexp(2).sum(0)).mean()
 
 
-def elbo_terms(vae: VAE, x: Tensor, eta: Tensor) -> tuple[Tensor, Tensor]:
+def elbo_terms(vae: LikelihoodVAE, x: Tensor, eta: Tensor) -> tuple[Tensor, Tensor]:
     """Return the two terms of the ELBO at each point, with one sample of z.
 
     Parameters
     ----------
-    vae : VAE
+    vae : LikelihoodVAE
+        Such as :class:`VAE`.
     x : Tensor, shape (n, d_x)
         Images in [0, 1].
     eta : Tensor, shape (n, d_z)

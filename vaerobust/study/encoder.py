@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vaerobust.bounds import theorem_1_quotient
 from vaerobust.jacobians import jacobian_norms
-from vaerobust.model import VAE, kl_to_prior
+from vaerobust.model import GaussianVAE, kl_to_prior
 from vaerobust.results import Result
 
 ACTIVE_NATS = 0.01
@@ -49,13 +49,13 @@ class EncoderStatistics(Result):
 
 
 def encoder_statistics(
-    vae: VAE, x: Tensor, *, level: float = 0.9, active_nats: float = ACTIVE_NATS
+    vae: GaussianVAE, x: Tensor, *, level: float = 0.9, active_nats: float = ACTIVE_NATS
 ) -> EncoderStatistics:  # fmt: skip
     """Return the statistics of an encoder at each of some images.
 
     Parameters
     ----------
-    vae : VAE
+    vae : GaussianVAE
     x : Tensor, shape (n, d_x)
     level : float
         The probability p of Theorem 1, in (0, 1). If r is a quantile of D(x), p is the level of that quantile.

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from vaerobust.algorithms import algorithm_2_as_printed
 from vaerobust.distance import distances_in_random_directions
-from vaerobust.model import VAE
+from vaerobust.model import GaussianVAE
 from vaerobust.random_direction import RandomDirectionRadius, RandomSearch, random_direction_radius
 from vaerobust.study.timing import Comparison, example
 
@@ -153,13 +153,13 @@ def compare_random_directions(
     )  # fmt: skip
 
 
-def search(vae: VAE, x: Tensor, r: Tensor, samples: int, tolerance: float, seed: int) -> RandomDirectionRadius:
+def search(vae: GaussianVAE, x: Tensor, r: Tensor, samples: int, tolerance: float, seed: int) -> RandomDirectionRadius:
     """Return our estimate; as in the printed algorithm, the perturbation reaches sigma."""
     settings = RandomSearch(START, samples, tolerance=tolerance, perturb_sigma=True)
     return random_direction_radius(vae, x, r, settings, seed=seed)
 
 
-def share_within(vae: VAE, x: Tensor, r: Tensor, radius: float, pool: int) -> Share:
+def share_within(vae: GaussianVAE, x: Tensor, r: Tensor, radius: float, pool: int) -> Share:
     """Return F as a smooth function, from samples that are common to all radii."""
     radii = np.unique(np.r_[np.linspace(0, 2 * radius, 17), np.linspace(2 * radius, START, 5)])
     d = [
@@ -223,7 +223,7 @@ def likely_start(share: Share, radius: float, walk: Walk) -> float:
 
 
 def repeat(
-    vae: VAE, x: Tensor, r: Tensor, repeats: int, samples: int, tolerance: float, walk: Walk, begin: float
+    vae: GaussianVAE, x: Tensor, r: Tensor, repeats: int, samples: int, tolerance: float, walk: Walk, begin: float
 ) -> Repeats:  # fmt: skip
     """Run both searches in turns, each time with new noise."""
     ours, other, drawn, seconds, seconds_per_pass = [], [], [], [], []

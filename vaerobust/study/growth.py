@@ -15,7 +15,7 @@ import torch
 from vaerobust.certify.failures import failures
 from vaerobust.distance import distances
 from vaerobust.jacobians import jacobian_norms
-from vaerobust.model import VAE
+from vaerobust.model import GaussianVAE
 from vaerobust.random_direction import RandomSearch, random_direction_radius
 from vaerobust.study.timing import Call, example, fastest
 from vaerobust.zoo import data
@@ -89,7 +89,7 @@ def calls_by_latents(points: int, samples: int) -> dict[str, Sized]:
     """Return named calls whose cost grows with the number of latents, on untrained models."""
     x = data.load("mnist").pixels[:points]
 
-    def on_models(work: Callable[[VAE], object]) -> Sized:
+    def on_models(work: Callable[[GaussianVAE], object]) -> Sized:
         def prepare(latents: int) -> Call:
             vae = Spec(latents=latents).build()
             return lambda: work(vae)

@@ -28,8 +28,9 @@ from vaerobust.distance import distances
 from vaerobust.jacobians import jacobian_norms
 from vaerobust.likelihood import log_likelihood
 from vaerobust.margins import MarginSearch, attack_margin
-from vaerobust.model import VAE
+from vaerobust.model import GaussianVAE, LikelihoodVAE
 from vaerobust.random_direction import RandomSearch, random_direction_radius
+from vaerobust.randomness import as_generator, normal
 from vaerobust.study.choices import CHOICES, DEFAULT, FIXED_R, Choice
 from vaerobust.study.encoder import EncoderStatistics, encoder_statistics
 from vaerobust.study.records import (
@@ -111,12 +112,12 @@ def encoder_summary(statistics: EncoderStatistics) -> EncoderSummary:
     )
 
 
-def margins(vae: VAE, x: Tensor, choice: Choice = DEFAULT) -> Margins:
+def margins(vae: GaussianVAE, x: Tensor, choice: Choice = DEFAULT) -> Margins:
     """Return Theorem 1's bound and the attack margin of some images, under one choice of measurement.
 
     Parameters
     ----------
-    vae : VAE
+    vae : GaussianVAE
     x : Tensor, shape (n, d_x)
     choice : Choice
 
@@ -146,7 +147,7 @@ def margins(vae: VAE, x: Tensor, choice: Choice = DEFAULT) -> Margins:
     )
 
 
-def margins_and_random_directions(vae: VAE, x: Tensor, choice: Choice) -> MarginsAndRandomDirections:
+def margins_and_random_directions(vae: GaussianVAE, x: Tensor, choice: Choice) -> MarginsAndRandomDirections:
     """Return what :func:`margins` does, and the random-direction radius for the same r."""
     found = margins(vae, x, choice)
     search = RandomSearch(samples=200, grid=10, tolerance=0.05, perturb_sigma=choice.attack.perturb_sigma)
@@ -158,7 +159,7 @@ def margins_and_random_directions(vae: VAE, x: Tensor, choice: Choice) -> Margin
     )
 
 
-def log_likelihood_with_own_noise(vae: VAE, x: Tensor, delta: Tensor, *, draws: int = 8) -> Tensor:
+def log_likelihood_with_own_noise(vae: LikelihoodVAE, x: Tensor, delta: Tensor, *, draws: int = 8) -> Tensor:
     """Estimate E_eta log p(x | z*) at each image, with noise of its own for each image.
 
     With common noise (:func:`vaerobust.likelihood.log_likelihood`) an average over images keeps the noise of one image.
@@ -166,7 +167,7 @@ def log_likelihood_with_own_noise(vae: VAE, x: Tensor, delta: Tensor, *, draws: 
 
     Parameters
     ----------
-    vae : VAE
+    vae : LikelihoodVAE
     x, delta : Tensor, shape (n, d_x)
         Images, and their perturbations.
     draws : int
@@ -185,7 +186,7 @@ def log_likelihood_with_own_noise(vae: VAE, x: Tensor, delta: Tensor, *, draws: 
 
 
 def damage(
-    vae: VAE,
+    vae: LikelihoodVAE,
     x: Tensor,
     norms: tuple[float, ...] = FEW_IMAGES_NORMS,
     settings: AttackSettings = FEW_IMAGES_ATTACK,
@@ -196,7 +197,7 @@ def damage(
 
     Parameters
     ----------
-    vae : VAE
+    vae : LikelihoodVAE
     x : Tensor, shape (n, d_x)
     norms : tuple of float
         Norms L of the attacks, in pixels.
@@ -221,7 +222,8 @@ def damage(
 
     clean = score(torch.zeros_like(x))
     # The yardstick: each image under a sample of the embedding of the image before it.
-    other_image = vae.log_likelihood(x, vae.sample(x.roll(1, 0), OTHER_IMAGE_SEED)).mean()
+    mu, sigma = vae.encode(x.roll(1, 0))
+    other_image = vae.log_likelihood(x, mu + sigma * normal(len(mu), mu, as_generator(OTHER_IMAGE_SEED, mu))).mean()
     attacked = [outcome(0.0, clean)]
     for norm in norms:
         delta = maximum_damage(vae, x, norm, settings, seed=ATTACK_SEED).delta

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from vaerobust.algorithms import minimum_r
-from vaerobust.model import VAE
+from vaerobust.model import GaussianVAE
 from vaerobust.zoo import data
 from vaerobust.zoo.weights import pretrained
 
@@ -86,7 +86,7 @@ def fastest(*calls: Call, turns: int = 3) -> list[float]:
     return seconds
 
 
-def example(points: int) -> tuple[VAE, Tensor, Tensor]:
+def example(points: int) -> tuple[GaussianVAE, Tensor, Tensor]:
     """Return a trained model, some MNIST test images, and the 0.9-quantile of D(x) at each of them."""
     vae, x = pretrained("mnist").vae, data.load("mnist").pixels[:points]
     return vae, x, minimum_r(vae, x, level=0.9, samples=4000, seed=0).value

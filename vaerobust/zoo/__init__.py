@@ -6,6 +6,8 @@ Start at :func:`vaerobust.zoo.data.load` for images and at :func:`vaerobust.zoo.
     MNIST and fashion-MNIST, and the sources that they are fetched from.
 ``protocol``
     Which models there are, and in what each of them differs from the paper's protocol (Appendix F).
+``convolutional``
+    A convolutional network beside the paper's own.
 ``training``
     Training by that protocol.
 ``weights``, ``manifest``

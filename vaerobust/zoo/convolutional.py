@@ -53,19 +53,19 @@ class ConvolutionalVAE(nn.Module):
         self.tau = checks.positive("tau", tau, zero=True)
         self.likelihood = "bernoulli"
         first, second = CHANNELS
-        size = {"kernel_size": 4, "stride": 2, "padding": 1}  # halves, or doubles, height and width
+        size = (4, 2, 1)  # kernel, stride and padding: halves, or doubles, height and width
         self.encoder_shared = nn.Sequential(
             nn.Unflatten(-1, (1, SIDE, SIDE)),
-            nn.Conv2d(1, first, **size), nn.BatchNorm2d(first), nn.ReLU(),
-            nn.Conv2d(first, second, **size), nn.BatchNorm2d(second), nn.ReLU(),
+            nn.Conv2d(1, first, *size), nn.BatchNorm2d(first), nn.ReLU(),
+            nn.Conv2d(first, second, *size), nn.BatchNorm2d(second), nn.ReLU(),
             nn.Flatten(1),
         )  # fmt: skip
         self.encoder_mu = nn.Linear(FEATURES, latents)
         self.encoder_sigma = nn.Linear(FEATURES, latents)
         self.decoder = nn.Sequential(
             nn.Linear(latents, FEATURES), nn.ReLU(), nn.Unflatten(-1, (second, SIDE // 4, SIDE // 4)),
-            nn.ConvTranspose2d(second, first, **size), nn.ReLU(),
-            nn.ConvTranspose2d(first, 1, **size), nn.Flatten(1),
+            nn.ConvTranspose2d(second, first, *size), nn.ReLU(),
+            nn.ConvTranspose2d(first, 1, *size), nn.Flatten(1),
         )  # fmt: skip
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:

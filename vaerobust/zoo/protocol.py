@@ -1,8 +1,8 @@
 """Which models there are: the protocol of Appendix F, and in what each model differs from it.
 
-:class:`Spec` describes one training run. The lists below it name the models: :data:`GRID`, :data:`COMPANIONS`
-and :data:`CONVOLUTIONAL` ship, of :data:`SEEDS` and :data:`VARIANTS` only measurements are stored (:mod:`vaerobust.study`). Training itself is in
-:mod:`vaerobust.zoo.training`.
+:class:`Spec` describes one training run. The lists below it name the models: :data:`GRID`, :data:`COMPANIONS` and
+:data:`CONVOLUTIONAL` ship, of :data:`SEEDS` and :data:`VARIANTS` only measurements are stored (:mod:`vaerobust.study`).
+Training itself is in :mod:`vaerobust.zoo.training`.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from vaerobust.model import VAE, elbo_terms, kl_to_prior, total_correlation
+from vaerobust.model import LikelihoodVAE, elbo_terms, kl_to_prior, total_correlation
 from vaerobust.zoo.data import Images
 from vaerobust.zoo.files import digest, write_atomically
 from vaerobust.zoo.machine import hardware, versions
@@ -64,7 +64,7 @@ class Run:
 
     Attributes
     ----------
-    vae : VAE
+    vae : VAE or ConvolutionalVAE
     history : list of Epoch
         The epochs so far.
 
@@ -181,7 +181,7 @@ def read_checkpoint(content: bytes) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, record
 
 
-def objective(vae: VAE, x: Tensor, eta: Tensor, spec: Spec) -> tuple[Tensor, Tensor, Tensor]:
+def objective(vae: LikelihoodVAE, x: Tensor, eta: Tensor, spec: Spec) -> tuple[Tensor, Tensor, Tensor]:
     """Return the loss that training minimises, shape (), and both terms of the ELBO at each point, shape (n,).
 
     The objective of the beta-VAE weights the KL term by beta (Section 2.3). That of the beta-TC-VAE (Chen et al. 2018)
@@ -191,7 +191,7 @@ def objective(vae: VAE, x: Tensor, eta: Tensor, spec: Spec) -> tuple[Tensor, Ten
 
     Parameters
     ----------
-    vae : VAE
+    vae : LikelihoodVAE
     x : Tensor, shape (n, 784)
     eta : Tensor, shape (n, d_z)
         Standard normal noise.
@@ -297,14 +297,14 @@ def elbo_of(reconstruction: float, kl: float) -> ElboTerms:
 
 
 @torch.no_grad()
-def evaluate(vae: VAE, pixels: Tensor, *, chunk: int = 4096) -> ElboTerms:
+def evaluate(vae: LikelihoodVAE, pixels: Tensor, *, chunk: int = 4096) -> ElboTerms:
     """Return the mean ELBO and its terms in nats per point, not weighted by beta, with one sample of z per point.
 
     The noise has a fixed seed. So two models, or one model before and after rounding, are compared on the same noise.
 
     Parameters
     ----------
-    vae : VAE
+    vae : LikelihoodVAE
     pixels : Tensor, shape (n, 784)
     chunk : int
         Points at a time. It bounds the memory and changes the result by rounding only.

@@ -12,8 +12,10 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 from safetensors.torch import load, save
+from torch import nn
 
 from vaerobust.model import VAE
+from vaerobust.zoo.convolutional import ConvolutionalVAE
 from vaerobust.zoo.files import digest, write_atomically
 from vaerobust.zoo.manifest import Manifest
 from vaerobust.zoo.protocol import Spec
@@ -35,11 +37,11 @@ class Trained:
         How it was trained.
     """
 
-    vae: VAE
+    vae: VAE | ConvolutionalVAE
     manifest: Manifest
 
 
-def half_precision_bytes(vae: VAE) -> bytes:
+def half_precision_bytes(vae: nn.Module) -> bytes:
     """Return the weights as a safetensors file in float16, half the size of the float32 that they were trained in.
 
     The statistics of batch normalisation are among them. Whole numbers, its counts of batches, stay whole numbers.
@@ -48,7 +50,7 @@ def half_precision_bytes(vae: VAE) -> bytes:
     return save({name: value.half() if value.is_floating_point() else value for name, value in state.items()})
 
 
-def save_model(path: Path, vae: VAE, manifest: Manifest) -> None:
+def save_model(path: Path, vae: nn.Module, manifest: Manifest) -> None:
     """Write the weights to ``path`` and the manifest, with the digest of the weights, beside it as .json.
 
     Each file is written as a whole or not at all.
