@@ -110,6 +110,12 @@ def random_vae(
     return vae.requires_grad_(False)
 
 
+def shifted(model: LinearGaussianVAE, x: Tensor, shift: float) -> Tensor:
+    """Return perturbations, each in a direction of its own, with ||A delta||_2 = shift."""
+    delta = torch.randn(x.shape, generator=seeded(5), dtype=x.dtype)
+    return delta * shift / (delta @ model.weight.T).norm(dim=1, keepdim=True)
+
+
 @pytest.fixture(params=[(50, 5, 0.1), (7, 7, 2.0), (3, 1, 0.5)], ids=["50-5", "7-7", "3-1"])
 def linear(request: pytest.FixtureRequest) -> LinearGaussianVAE:
     """Linear VAEs of several shapes."""
