@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import http.server
+import math
 import shutil
 import subprocess
 import sys
@@ -68,6 +69,11 @@ def uniform(*shape: int, seed: int = 0) -> Tensor:
 def most_misses(trials: int, probability: float) -> int:
     """Return the number of misses that chance exceeds with probability ALARM, when each has the given one at most."""
     return int(stats.binom.ppf(1 - ALARM, trials, probability))
+
+
+def share_error(samples: int, tests: int) -> float:
+    """Return how far the shares of samples in any of some tests may be from their probabilities (Hoeffding)."""
+    return math.sqrt(math.log(2 * tests / ALARM) / (2 * samples))
 
 
 def follows(samples: Tensor, cdf: Callable) -> bool:

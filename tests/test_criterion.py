@@ -16,7 +16,6 @@ from scipy import stats
 from vaerobust.criterion import clopper_pearson, distance_quantile, probability_of_robustness
 from vaerobust.distance import distances
 
-
 # the interval of a probability
 
 
@@ -58,7 +57,7 @@ def test_probability_interval_covers_the_exact_probability(linear):
         assert stats.binomtest(within, d.numel(), exact).pvalue > ALARM
 
 
-def test_probability_counts_ties_as_within_and_takes_one_radius_a_point():
+def test_probability_counts_ties_as_within_and_takes_one_r_per_point():
     d = torch.tensor([[1.0, 2.0, 3.0, 4.0], [1.0, 2.0, 3.0, 4.0]])
     found = probability_of_robustness(d, torch.tensor([2.0, 3.5]), confidence=0.5)
     assert found.probability.tolist() == [0.5, 0.75]
