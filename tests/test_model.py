@@ -182,17 +182,21 @@ def test_samples_have_the_encoders_law():
     assert follows((vae.sample(x, seeded(1)) - mu) / sigma, stats.norm.cdf)
 
 
-def test_sampling_uses_the_generator_and_no_mode_turns_it_off():
+def test_sampling_uses_the_seed_and_no_mode_turns_it_off():
     vae, x = random_vae(), uniform(5, 12)
-    assert torch.equal(vae.train().sample(x, seeded(1)), vae.eval().sample(x, seeded(1)))
-    assert not torch.equal(vae.sample(x, seeded(1)), vae.sample(x, seeded(2)))
+    assert torch.equal(vae.train().sample(x, seed=1), vae.eval().sample(x, seed=1))
+    assert torch.equal(vae.sample(x, seed=1), vae.sample(x, seeded(1)))
+    assert not torch.equal(vae.sample(x, seed=1), vae.sample(x, seed=2))
     generator = seeded(1)
     assert not torch.equal(vae.sample(x, generator), vae.sample(x, generator))
     before = torch.get_rng_state()
-    vae.sample(x, seeded(1))
+    assert torch.equal(vae.sample(x), vae.sample(x, seed=0))
     assert torch.equal(torch.get_rng_state(), before)
-    vae.sample(x)
-    assert not torch.equal(torch.get_rng_state(), before)
+
+
+def test_every_row_of_a_sample_has_its_own_noise():
+    vae, x = random_vae(), uniform(1, 12).expand(6, 12)
+    assert len(vae.sample(x).unique(dim=0)) == 6
 
 
 @pytest.mark.parametrize("likelihood", LIKELIHOODS)
