@@ -31,7 +31,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from vaerobust.certify.both_sides import sandwich
-from vaerobust.criterion import distances, probability_of_robustness
+from vaerobust.distance import distances, probability_of_robustness
 from vaerobust.page import figures
 from vaerobust.study import summaries
 from vaerobust.zoo import data

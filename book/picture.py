@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from checkout import ROOT  # before the package, whose place it puts on the search path
 
-from vaerobust.attacks import maximum_damage
+from vaerobust.attacks import AttackSettings, maximum_damage
 from vaerobust.page.figures import image_grid, set_style
 from vaerobust.zoo import data
 from vaerobust.zoo.weights import pretrained
@@ -22,7 +22,7 @@ def main() -> None:
     """Attack the first test images and write the picture."""
     set_style()
     vae, x = pretrained("mnist", beta=1.0).vae, data.load("mnist", "test").pixels[:COLUMNS]
-    delta = maximum_damage(vae, x, NORM, box=True, seed=0).delta
+    delta = maximum_damage(vae, x, NORM, AttackSettings(box=True)).delta
     rows = {"image": x, "output": vae.decode(vae.encode(x)[0]).detach()}
     rows |= {"attacked": x + delta, "output ": vae.decode(vae.encode(x + delta)[0]).detach()}
     image_grid(rows, scale=0.75).savefig(TARGET, dpi=90, facecolor="white", metadata={"Software": None})

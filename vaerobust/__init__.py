@@ -1,6 +1,54 @@
-"""Robustness of variational autoencoders: criterion, bounds and attacks.
+"""Robustness of variational autoencoders: criterion, bounds, attacks and certificates.
 
-Modules, each of which imports only from those before it: ``checks``, ``files``, ``data``, ``model``, ``linear``,
-``protocol``, ``weights``, ``training``; ``criterion``, ``algorithms``, ``lipschitz``, ``bounds``, ``attacks``,
-``margins``, ``certificates``, ``sandwich``; ``summaries``, ``benchmarks``, ``commands``; ``figures``, ``page``.
+The functions below take a model with ``encode(x) -> (mu, sigma)`` and ``decode(z) -> mean``, batched over rows, and
+inputs as rows of a float tensor. Begin with these, in this order:
+
+    vae = vaerobust.pretrained("mnist", beta=1.0).vae         # or a model of your own
+    x = vaerobust.load_images("mnist", "test").pixels[:10]    # (10, 784)
+    r = vaerobust.minimum_r(vae, x, level=0.9).value          # how far noise alone moves each reconstruction
+    vaerobust.theorem_1(vae, x, r, seed=1)                    # the paper's lower bound on the margin, to first order
+    vaerobust.certified_margin(vae, x, r, seed=1)             # a lower bound with a guarantee
+    vaerobust.strongest_attack(vae, x, r, seed=1)             # an upper bound, from an attack
+
+Each result has ``to_frame()``, a table with one row per point, and ``to_json()``. Every function that draws takes
+``seed``; :mod:`vaerobust.randomness` says what it means. The modules of the paper stand at the top of the package;
+``certify`` holds what goes beyond it, ``zoo`` the trained models and their data, ``study`` the stored measurements and
+``page`` what the book's notebooks show.
 """
+
+from importlib.metadata import PackageNotFoundError, version
+
+from vaerobust.algorithms import minimum_r
+from vaerobust.attacks import AttackSettings, maximum_damage
+from vaerobust.bounds import theorem_1
+from vaerobust.certify.certificates import certified_margin
+from vaerobust.criterion import probability_of_robustness
+from vaerobust.distance import distances
+from vaerobust.margins import MarginSearch, attack_margin, strongest_attack
+from vaerobust.model import VAE, GaussianVAE
+from vaerobust.random_direction import random_direction_radius
+from vaerobust.zoo.data import load as load_images
+from vaerobust.zoo.weights import pretrained
+
+try:
+    __version__ = version("vaerobust")
+except PackageNotFoundError:  # a checkout that is not installed
+    __version__ = "unknown"
+
+__all__ = [
+    "VAE",
+    "AttackSettings",
+    "GaussianVAE",
+    "MarginSearch",
+    "attack_margin",
+    "certified_margin",
+    "distances",
+    "load_images",
+    "maximum_damage",
+    "minimum_r",
+    "pretrained",
+    "probability_of_robustness",
+    "random_direction_radius",
+    "strongest_attack",
+    "theorem_1",
+]

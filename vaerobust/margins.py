@@ -1,7 +1,16 @@
-"""The attack margin: an upper bound on the margin of Eq. 4, proved by a perturbation that breaks r-robustness."""
+"""The attack margin: an upper bound on the margin of Eq. 4, proved by a perturbation that breaks r-robustness.
+
+:func:`attack_margin` looks for the smallest radius at which an attack of :mod:`vaerobust.attacks` breaks r-robustness.
+:func:`strongest_attack` does the same from the best known starts and settings; it is the one to use for a result.
+
+The search is a bracket per point: at ``low`` the attack failed, at ``high`` it succeeded. It begins at a guess, goes
+outward in growing steps, then bisects. Last, fresh samples confirm the result by an exact binomial test. The margin of
+Eq. 4 is below the radius found, with the stated confidence, wherever ``confirmed`` is True.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -10,35 +19,112 @@ from scipy import stats
 from torch import Tensor
 
 from vaerobust import checks
-from vaerobust.attacks import maximum_damage
-from vaerobust.criterion import Robustness, distances, probability_of_robustness
+from vaerobust.attacks import AttackSettings, maximum_damage
+from vaerobust.criterion import Robustness, probability_of_robustness
+from vaerobust.distance import REFERENCES, distances
+from vaerobust.jacobians import encoder_jacobian
+from vaerobust.linearised import LinearisedRadii, linearised_radii
 from vaerobust.model import GaussianVAE
+from vaerobust.randomness import Seed, as_number
+from vaerobust.results import Result
 
 ATTEMPTS = 4
-"""Tests with new samples, at growing radii, before a margin is reported as not confirmed."""
+"""Tests on fresh samples, at growing radii, before a margin is reported as not confirmed."""
 LEAST = 1e-4
-"""Smallest radius tried, as a share of the largest; taken for robust where no smaller one than that is broken."""
+"""Smallest radius tried, as a share of the largest. Below it a point counts as robust."""
 STRIDE = 4
-"""Tolerances that the first step away from a guess is wide; each further step is twice as wide."""
+"""Width of the first step away from a guess, in tolerances. Each further step is twice as wide."""
+GUESS = 1.2
+"""Where :func:`strongest_attack` begins, in second-moment margins. Attack margins are about 1 to 1.5 of them."""
 
 
-class AttackMargin(NamedTuple):
+@dataclass(frozen=True)
+class MarginSearch:
+    """How the attack margin is searched for and tested.
+
+    Attributes
+    ----------
+    limit : float
+        Largest radius tried, > 0, in input units.
+    tolerance : float
+        Relative width of the bracket at which the search ends, in (0, 1).
+    judging_samples : int
+        Samples in each test of the search.
+    final_samples : int, optional
+        Fresh samples in the last tests, which decide; ``judging_samples`` if left out. With more of them a smaller
+        share of failures above 1/2 rejects r-robustness, and the search looks for that share.
+    confidence : float
+        Two-sided, of the last tests of a point together, in (0, 1).
+    reference : {'mean', 'sample'}
+        What the tests measure the distance from; see :func:`vaerobust.distance.distances`. The attack always moves
+        away from g(mu(x)).
+    warm_start : bool
+        True lets each attack start also from the smallest perturbation that has broken r-robustness so far, scaled.
+        Before there is one, it starts from the largest that has not.
+
+    Raises
+    ------
+    ValueError
+        If a value is out of its range.
+    """
+
+    limit: float = 10.0
+    tolerance: float = 0.05
+    judging_samples: int = 1000
+    final_samples: int | None = None
+    confidence: float = 0.95
+    reference: str = "mean"
+    warm_start: bool = False
+
+    def __post_init__(self) -> None:
+        checks.positive("limit", self.limit)
+        checks.probability("tolerance", self.tolerance)
+        checks.count("judging_samples", self.judging_samples)
+        if self.final_samples is not None:
+            checks.count("final_samples", self.final_samples)
+        checks.probability("confidence", self.confidence)
+        checks.one_of("reference", self.reference, REFERENCES)
+
+    @property
+    def deciding_samples(self) -> int:
+        """Samples in each of the last tests."""
+        return self.judging_samples if self.final_samples is None else self.final_samples
+
+    @property
+    def rejected_share(self) -> float:
+        """Largest share of the deciding samples within r that rejects P(D <= r) > 1/2."""
+        fewest = stats.binom.ppf((1 - self.confidence) / 2, self.deciding_samples, 0.5) - 1
+        return float(fewest / self.deciding_samples)
+
+
+STRONGEST_ATTACK = AttackSettings(steps=10, restarts=1)
+"""Settings of each attack in :func:`strongest_attack`: few steps, since its starts are good."""
+STRONGEST_SEARCH = MarginSearch(
+    tolerance=0.03, judging_samples=2000, final_samples=10_000, confidence=0.999, warm_start=True
+)
+"""Settings of the search in :func:`strongest_attack`."""
+
+
+@dataclass(frozen=True, eq=False)
+class AttackMargin(Result):
     """Smallest radius, of those tried, at which an attack breaks r-robustness.
 
     Attributes
     ----------
     radius : Tensor, shape (n,)
-        Norm of the perturbation that breaks it, so an upper bound on the margin; 0 where P(D(x) <= r) <= 1/2 already;
-        ``limit`` where no attack up to there succeeded.
+        Norm of the perturbation that breaks it, in input units, so an upper bound on the margin where ``confirmed``.
+        It is 0 where P(D(x) <= r) <= 1/2 already, and ``limit`` where no attack up to there succeeded.
     delta : Tensor, shape (n, d_x)
         That perturbation.
     judged : Robustness
-        P(D(x, delta) <= r) on samples that neither the attack nor the search has seen.
+        P(D(x, delta) <= r), on samples that neither the attack nor the search has seen.
     confirmed : ndarray of bool, shape (n,)
-        True where those samples reject P > 1/2: ``judged.high`` <= 1/2. Holds with the confidence asked for, whatever
-        the search did.
+        True where those samples reject P > 1/2, that is ``judged.high`` <= 1/2. It holds with the confidence asked for,
+        whatever the search did.
     censored : Tensor of bool, shape (n,)
+        True where no attack succeeded up to ``limit``.
     limit : float
+        Largest radius tried.
     """
 
     radius: Tensor
@@ -49,66 +135,94 @@ class AttackMargin(NamedTuple):
     limit: float
 
 
+def strongest_attack(
+    model: GaussianVAE,
+    x: Tensor,
+    r: float | Tensor,
+    *,
+    attack: AttackSettings = STRONGEST_ATTACK,
+    search: MarginSearch = STRONGEST_SEARCH,
+    linearised: LinearisedRadii | None = None,
+    seed: Seed = 0,
+) -> AttackMargin:
+    """Return the attack margin from starts along the directions that are worst for the linearised model.
+
+    Each attack starts next to 0, along the linearised model's worst direction and its opposite, along the top right
+    singular vector of S^-1 J, and from the smallest success so far. The search begins near the second-moment margin.
+
+    Parameters
+    ----------
+    model, x, r
+        As in :func:`attack_margin`.
+    attack : AttackSettings
+        Of each attack.
+    search : MarginSearch
+        Of the search and its tests. ``replace(STRONGEST_SEARCH, confidence=0.95)`` changes one setting.
+    linearised : LinearisedRadii, optional
+        What :func:`vaerobust.linearised.linearised_radii` returns for the same points and r, if it is known already.
+    seed : int or torch.Generator
+        Source of all noise; see :mod:`vaerobust.randomness`.
+
+    Returns
+    -------
+    AttackMargin
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument has the wrong shape or range.
+    """
+    number = as_number(seed, checks.vectors("x", x))
+    if linearised is None:
+        linearised = linearised_radii(model, x, r, seed=number)
+    starts, guess = worst_directions(model, x, linearised), GUESS * linearised.second_moment
+    return attack_margin(model, x, r, attack=attack, search=search, guess=guess, starts=starts, seed=number)
+
+
+def worst_directions(model: GaussianVAE, x: Tensor, linearised: LinearisedRadii) -> Tensor:
+    """Return perturbations from which attacks should start, shape (3, n, d_x).
+
+    They are the linearised model's worst direction, its opposite, and the direction in which the whitened mean of the
+    encoder moves furthest to first order.
+    """
+    with torch.no_grad():
+        sigma = model.encode(x)[1]
+    whitened = encoder_jacobian(model, x) / sigma[:, :, None]  # S^-1 J, (n, d_z, d_x)
+    top = torch.linalg.svd(whitened, full_matrices=False).Vh[:, 0]
+    return torch.stack([linearised.direction, -linearised.direction, top])
+
+
 def attack_margin(
     model: GaussianVAE,
     x: Tensor,
     r: float | Tensor,
     *,
-    limit: float = 10.0,
+    attack: AttackSettings | None = None,
+    search: MarginSearch | None = None,
     guess: float | Tensor | None = None,
-    tolerance: float = 0.05,
-    steps: int = 40,
-    restarts: int = 2,
-    samples: int = 16,
-    choosing_samples: int = 256,
-    judging_samples: int = 1000,
-    final_samples: int | None = None,
-    box: bool = False,
-    perturb_sigma: bool = False,
-    reference: str = "mean",
-    method: str = "projected_gradient",
-    directions: Tensor | None = None,
-    warm_start: bool = False,
-    seed: int = 0,
-    confidence: float = 0.95,
+    starts: Tensor | None = None,
+    seed: Seed = 0,
 ) -> AttackMargin:
-    """Bisect for the smallest radius at which the maximum-damage attack breaks r-robustness.
+    """Search for the smallest radius at which the maximum-damage attack breaks r-robustness.
 
     Parameters
     ----------
     model : GaussianVAE
     x : Tensor, shape (n, d_x)
     r : float or Tensor, shape (n,)
-        >= 0; chosen with other samples.
-    limit : float
-        Largest radius tried.
+        Largest distance that counts as robust, >= 0; chosen with other samples.
+    attack : AttackSettings, optional
+        Of the attack at each radius; ``AttackSettings(restarts=2)`` if left out.
+    search : MarginSearch, optional
+        Of the search and its tests; the defaults of :class:`MarginSearch` if left out.
     guess : float or Tensor, shape (n,), optional
-        Where to look first; the search goes from there in growing steps until an attack fails and another succeeds. It
-        makes the search faster the nearer it is to the margin, and no less valid. If left out the search starts at
-        ``limit``.
-    tolerance : float
-        Relative width of the bracket at which the search ends, in (0, 1).
-    steps, restarts, samples, box, perturb_sigma, method
-        Of the attack at each radius; see :func:`vaerobust.attacks.maximum_damage`.
-    reference : {'mean', 'sample'}
-        What the tests measure the distance from; see :func:`vaerobust.criterion.distances`. The attack always moves
-        away from g(mu(x)).
-    choosing_samples : int
-        Samples by which each attack chooses among its starts; ``judging_samples`` of the attack.
-    judging_samples : int
-        Samples in each test of the search.
-    final_samples : int, optional
-        New samples in the last tests, which decide; as many as in the search if left out. More of them need a smaller
-        share of failures above 1/2 to reject r-robustness, and the search looks for that share.
-    directions : Tensor, shape (k, n, d_x), optional
+        Radius at which the search begins, ``search.limit`` if left out. The nearer it is to the margin, the faster the
+        search; the result is valid for any guess.
+    starts : Tensor, shape (k, n, d_x), optional
         Further starting points of every attack, scaled to its radius.
-    warm_start : bool
-        Let each attack start also from the smallest perturbation that has broken r-robustness so far, scaled; from the
-        largest that has not, before any has.
-    seed : int
-        Every radius meets the same noise; the last test meets new noise.
-    confidence : float
-        Two-sided, of each test.
+    seed : int or torch.Generator
+        Source of all noise; see :mod:`vaerobust.randomness`. Every radius meets the same noise, the last tests meet
+        fresh noise.
 
     Returns
     -------
@@ -121,75 +235,123 @@ def attack_margin(
     """
     checks.vectors("x", x)
     r = checks.per_point("r", r, len(x), x)
-    checks.positive("limit", limit)
-    checks.probability("tolerance", tolerance)
-    checks.count("judging_samples", judging_samples)
-    checks.probability("confidence", confidence)
-    if guess is not None:
-        first = checks.per_point("guess", guess, len(x), x)
-    final_samples = judging_samples if final_samples is None else checks.count("final_samples", final_samples)
-    # the largest share within r that rejects P > 1/2, in the last tests
-    rejected = (stats.binom.ppf((1 - confidence) / 2, final_samples, 0.5) - 1) / final_samples
+    search = search or MarginSearch()
+    finest = 4 * torch.finfo(x.dtype).eps
+    if search.tolerance < finest:
+        raise ValueError(f"search.tolerance must be at least {finest:.1g} for {x.dtype}, but is {search.tolerance}")
+    guess = None if guess is None else checks.per_point("guess", guess, len(x), x)
+    trial = _Trial(model, x, r, attack or AttackSettings(restarts=2), search, starts, as_number(seed, x))
+    state = trial.begin(guess)
+    while len(rows := state.searching):
+        state = trial.step(state, rows)
+    return trial.confirm(state)
 
-    def judge(points: Tensor, delta: Tensor, new: int, samples: int = judging_samples) -> Robustness:
-        """Test at a share of the error that the confidence allows: several last tests share it."""
-        generator = torch.Generator(x.device).manual_seed(seed + new)
-        d = distances(
-            model, x[points], delta, samples=samples, seed=generator, perturb_sigma=perturb_sigma,
-            reference=reference,
+
+class _State(NamedTuple):
+    """State of the search, one entry per point.
+
+    At ``low`` the attack failed, or nothing was tried. At ``high`` it succeeded where ``broken``; elsewhere it is the
+    largest radius to try. ``radius`` is tried next, ``stride`` is the factor of the next step away from a guess.
+    ``delta`` is the smallest success so far, or the largest failure. Points that are not ``robust`` without any
+    perturbation are not searched, and ``searching`` holds the indices of those whose search goes on.
+    """
+
+    low: Tensor
+    high: Tensor
+    radius: Tensor
+    stride: Tensor
+    delta: Tensor
+    broken: Tensor
+    robust: Tensor
+    searching: Tensor
+
+
+class _Trial(NamedTuple):
+    """What every attack and test of one search shares."""
+
+    model: GaussianVAE
+    x: Tensor
+    r: Tensor
+    attack: AttackSettings
+    search: MarginSearch
+    starts: Tensor | None
+    seed: int
+
+    def begin(self, guess: Tensor | None) -> _State:
+        """Test the points without perturbation and place the first radii."""
+        every = torch.arange(len(self.x), device=self.x.device)
+        delta = torch.zeros_like(self.x)
+        unperturbed = self.judge(every, delta, 1, self.search.judging_samples)
+        robust = torch.as_tensor(unperturbed.probability > 0.5, device=self.x.device)
+        high = self.search.limit * robust.to(self.x.dtype)
+        low = LEAST * high
+        radius = high if guess is None else torch.maximum(torch.minimum(guess, high), low)
+        factor = torch.inf if guess is None else (1 + self.search.tolerance) ** STRIDE
+        return _State(
+            low, high, radius, torch.full_like(high, factor), delta, ~robust, robust, every[robust]
         )  # fmt: skip
-        return probability_of_robustness(d, r[points], confidence=1 - (1 - confidence) / ATTEMPTS)
 
-    def attack(points: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
-        """Attack the given points; return the perturbations and where they break r-robustness."""
-        starts = [] if directions is None else [directions[:, points]]
-        if warm_start:
-            starts.append(delta[None, points])
-        found = maximum_damage(
-            model, x[points], radius, steps=steps, restarts=restarts, samples=samples,
-            judging_samples=choosing_samples, box=box, method=method,
-            perturb_sigma=perturb_sigma, directions=torch.cat(starts) if starts else None,
-            seed=torch.Generator(x.device).manual_seed(seed),
-        ).delta  # fmt: skip
-        return found, torch.as_tensor(judge(points, found, 1).probability <= rejected, device=x.device)
-
-    every = torch.arange(len(x), device=x.device)
-    delta = torch.zeros_like(x)
-    robust = torch.as_tensor(judge(every, delta, 1).probability > 0.5, device=x.device)
-    high = limit * robust.to(x.dtype)
-    low = LEAST * high
-    broken = ~robust
-    radius = high if guess is None else torch.maximum(torch.minimum(first, high), low)
-    stride = torch.full_like(high, torch.inf if guess is None else (1 + tolerance) ** STRIDE)
-    rows = every[robust]
-    while len(rows):
-        found, breaks = attack(rows, radius[rows])
+    def step(self, state: _State, rows: Tensor) -> _State:
+        """Attack the points that are still searched, each at its radius, and move their brackets."""
+        low, high, radius, stride, delta, broken, robust, _ = state
+        found, breaks = self.attempt(rows, radius[rows], delta)
         delta[rows] = torch.where((breaks | ~broken[rows])[:, None], found, delta[rows])
         high[rows] = torch.where(breaks, radius[rows], high[rows])
         low[rows] = torch.where(breaks, low[rows], radius[rows])
         broken[rows] |= breaks
-        # margins span decades, so halve the ratio of the two ends; next to a guess only as far as the stride reaches
+        # margins span decades, so bisect the ratio of the two ends; next to a guess only as far as the stride reaches
         middle = torch.maximum((low * high).sqrt(), high / stride)
         radius = torch.where(broken, middle, torch.minimum(low * stride, high))
         stride[rows] = stride[rows] ** 2
-        rows = rows[high[rows] > low[rows] * torch.where(broken[rows], 1 + tolerance, 1.0)]
-    # the search met many tests, so its last success may be luck: new samples decide, and where they do not agree the
-    # next larger radius is attacked and tested anew; the tests share the error that the confidence allows
-    outcome = judge(every, delta, 2, final_samples)
-    probability, lower, upper = outcome.probability, outcome.low, outcome.high
-    for attempt in range(1, ATTEMPTS):
-        rows = every[robust & broken & torch.as_tensor(upper > 0.5, device=x.device)]
-        if not len(rows):
-            break
-        high[rows] = (high[rows] * (1 + tolerance)).clamp(max=limit)
-        delta[rows], _ = attack(rows, high[rows])
-        again = judge(rows, delta[rows], 2 + attempt, final_samples)
-        at = rows.cpu().numpy()
-        probability[at], lower[at], upper[at] = again.probability, again.low, again.high
-    judged = Robustness(probability, lower, upper, final_samples, outcome.confidence)
-    confirmed = judged.high <= 0.5
-    # at the limit the last test may succeed where the first did not
-    broken |= torch.as_tensor(confirmed, device=x.device)
-    # the perturbation may be shorter than the radius that it was allowed, above all in a box
-    radius = torch.where(robust & broken, torch.linalg.vector_norm(delta, dim=1), high)
-    return AttackMargin(radius, delta, judged, confirmed, robust & ~broken, limit)
+        # the search goes on while the bracket is wider than the tolerance and a number lies between its ends
+        width = torch.where(broken[rows], 1 + self.search.tolerance, 1.0)
+        splits = ~broken[rows] | ((low[rows] < radius[rows]) & (radius[rows] < high[rows]))
+        rows = rows[(high[rows] > low[rows] * width) & splits]
+        return _State(low, high, radius, stride, delta, broken, robust, rows)
+
+    def attempt(self, rows: Tensor, radius: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
+        """Attack some points; return the perturbations, (k, d_x), and where they break r-robustness, (k,)."""
+        starts = [] if self.starts is None else [self.starts[:, rows]]
+        if self.search.warm_start:
+            starts.append(delta[None, rows])
+        found = maximum_damage(
+            self.model, self.x[rows], radius, self.attack, starts=torch.cat(starts) if starts else None, seed=self.seed
+        ).delta  # fmt: skip
+        share = self.judge(rows, found, 1, self.search.judging_samples).probability
+        return found, torch.as_tensor(share <= self.search.rejected_share, device=self.x.device)
+
+    def judge(self, rows: Tensor, delta: Tensor, stream: int, samples: int) -> Robustness:
+        """Estimate P(D <= r) under perturbations; each of the last tests gets a share of the confidence's error."""
+        d = distances(
+            self.model, self.x[rows], delta, samples=samples, seed=self.seed + stream,
+            perturb_sigma=self.attack.perturb_sigma, reference=self.search.reference,
+        )  # fmt: skip
+        confidence = 1 - (1 - self.search.confidence) / ATTEMPTS
+        return probability_of_robustness(d, self.r[rows], confidence=confidence)
+
+    def confirm(self, state: _State) -> AttackMargin:
+        """Test the perturbations on fresh samples; where these do not agree, attack at the next larger radius.
+
+        The search met many tests, so its last success may be luck. At most ATTEMPTS tests decide, each on samples of
+        its own, and they share the error that the confidence allows.
+        """
+        _, high, _, _, delta, broken, robust, _ = state
+        every, samples = torch.arange(len(self.x), device=self.x.device), self.search.deciding_samples
+        outcome = self.judge(every, delta, 2, samples)
+        probability, lower, upper = outcome.probability, outcome.low, outcome.high
+        for attempt in range(1, ATTEMPTS):
+            rows = every[robust & broken & torch.as_tensor(upper > 0.5, device=self.x.device)]
+            if not len(rows):
+                break
+            high[rows] = (high[rows] * (1 + self.search.tolerance)).clamp(max=self.search.limit)
+            delta[rows], _ = self.attempt(rows, high[rows], delta)
+            again = self.judge(rows, delta[rows], 2 + attempt, samples)
+            at = rows.cpu().numpy()
+            probability[at], lower[at], upper[at] = again.probability, again.low, again.high
+        judged = replace(outcome, probability=probability, low=lower, high=upper)
+        confirmed = judged.high <= 0.5
+        # at the limit the last test may succeed where the first did not
+        broken = broken | torch.as_tensor(confirmed, device=self.x.device)
+        # a perturbation may be shorter than the radius that it was allowed, above all in a box
+        radius = torch.where(robust & broken, torch.linalg.vector_norm(delta, dim=1), high)
+        return AttackMargin(radius, delta, judged, confirmed, robust & ~broken, self.search.limit)

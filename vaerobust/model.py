@@ -1,8 +1,8 @@
 """The variational autoencoder of Section 2.1, with the network of Appendix F.
 
-Everything else in the package asks only two things of a model: ``encode(x) -> (mu, sigma)`` and
-``decode(z) -> mean``, both batched over rows. :class:`GaussianVAE` names that contract; :class:`VAE`
-is the paper's network; a model of your own needs nothing more.
+The rest of the package asks only two things of a model: ``encode(x) -> (mu, sigma)`` and ``decode(z) -> mean``, both
+batched over rows. :class:`GaussianVAE` is that contract. :class:`VAE` is the paper's network; begin there.
+:func:`mean_layers` gives the layers of an encoder's mean to whoever needs more than its values.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vaerobust import checks
+from vaerobust.randomness import Seed, as_generator, normal
 
 LIKELIHOODS = ("bernoulli", "continuous_bernoulli", "gaussian")
 SCALES: dict[str, Callable[[Tensor], Tensor]] = {"softplus": F.softplus, "exp": torch.exp}
@@ -25,6 +26,7 @@ Layers = list[tuple[Tensor, Tensor]]
 """Weight (fan_out, fan_in) and bias of each layer of the encoder's mean, in order; a ReLU lies between each two."""
 
 CHECKED = 16
+"""Points at which :func:`mean_layers` compares the layers with the encoder."""
 
 
 class GaussianVAE(Protocol):
@@ -144,10 +146,18 @@ class VAE(nn.Module):
             log_p = log_p + continuous_bernoulli_log_normaliser(out).sum(-1)
         return log_p
 
-    def sample(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Draw z = mu(x) + sigma(x) * eta, eta ~ N(0, I), one a row: shape (n, d_z)."""
+    def sample(self, x: Tensor, seed: Seed = 0) -> Tensor:
+        """Draw z = mu(x) + sigma(x) * eta with eta ~ N(0, I), one sample per row: shape (n, d_z).
+
+        Parameters
+        ----------
+        x : Tensor, shape (n, d_x)
+            Images.
+        seed : int or torch.Generator
+            Source of eta, which every row has of its own; see :mod:`vaerobust.randomness`.
+        """
         mu, sigma = self.encode(x)
-        return mu + sigma * torch.randn(mu.shape, generator=generator, device=mu.device, dtype=mu.dtype)
+        return mu + sigma * normal(len(mu), mu, as_generator(seed, mu))
 
 
 def mean_layers(model: GaussianVAE, x: Tensor) -> Layers:
@@ -159,7 +169,11 @@ def mean_layers(model: GaussianVAE, x: Tensor) -> Layers:
         With a method ``mean_layers`` that returns weight (fan_out, fan_in) and bias of each layer of mu, in order, with
         a ReLU between each two.
     x : Tensor, shape (n, d_x)
-        Inputs, at the first of which (and next to which) the layers are compared with ``encode``.
+        Inputs. The layers are compared with ``encode`` at the first of them and at noisy copies of these.
+
+    Returns
+    -------
+    Layers
 
     Raises
     ------
@@ -175,11 +189,12 @@ def mean_layers(model: GaussianVAE, x: Tensor) -> Layers:
         )
     layers = [(weight.detach().double(), bias.detach().double()) for weight, bias in model.mean_layers()]
     some = x[:CHECKED]
-    nudged = torch.cat([some, some + 0.1 * torch.randn(some.shape, generator=torch.Generator().manual_seed(0)).to(x)])
+    nudge = 0.1 * torch.randn(some.shape, generator=torch.Generator().manual_seed(0)).to(x)
+    points = torch.cat([some, some + nudge])
     with torch.no_grad():
-        mu = model.encode(nudged)[0].double()
+        mu = model.encode(points)[0].double()
         try:
-            out = _forward(layers, nudged.double())
+            out = _forward(layers, points.double())
         except RuntimeError as error:
             raise ValueError(f"model.mean_layers() must fit each other and the inputs, but: {error}") from error
     if out.shape != mu.shape or not torch.allclose(out, mu, rtol=1e-3, atol=1e-3 * float(mu.abs().max())):
@@ -188,6 +203,7 @@ def mean_layers(model: GaussianVAE, x: Tensor) -> Layers:
 
 
 def _forward(layers: Layers, x: Tensor) -> Tensor:
+    """Evaluate a ReLU network given by its layers."""
     for i, (weight, bias) in enumerate(layers):
         x = (torch.relu(x) if i else x) @ weight.T + bias
     return x

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -10,19 +11,20 @@ from scipy import stats
 from torch import Tensor
 
 from vaerobust import checks
-from vaerobust.algorithms import random_direction_radius
-from vaerobust.attacks import maximum_damage, project
-from vaerobust.bounds import LinearisedRadii, encoder_jacobian, first_order_radii, linearised_radii
+from vaerobust.attacks import AttackSettings, maximum_damage, project
+from vaerobust.bounds import first_order_radii
 from vaerobust.certify.certificates import certified_r, certify, failures
-from vaerobust.criterion import distance_quantile, distances
-from vaerobust.margins import AttackMargin, attack_margin
+from vaerobust.criterion import distance_quantile
+from vaerobust.distance import distances
+from vaerobust.jacobians import encoder_jacobian
+from vaerobust.linearised import linearised_radii
+from vaerobust.margins import STRONGEST_SEARCH, strongest_attack, worst_directions
 from vaerobust.model import GaussianVAE
+from vaerobust.random_direction import RandomSearch, random_direction_radius
 from vaerobust.randomness import normal
 
 Columns = dict[str, Tensor]
 
-GUESS = 1.2
-"""Where the attack's search begins, in second-moment margins: attack margins are 1 to 1.5 of them."""
 PERTURBATIONS = 4096
 """Perturbations that are made, and meet the same noise, at a time: a few times 25 MB of images."""
 
@@ -63,63 +65,6 @@ class Violations(NamedTuple):
     suspected: int
     confirmed: int
     confidence: float
-
-
-def strongest_attack(
-    model: GaussianVAE,
-    x: Tensor,
-    r: Tensor,
-    *,
-    linearised: LinearisedRadii | None = None,
-    steps: int = 10,
-    samples: int = 16,
-    choosing_samples: int = 256,
-    judging_samples: int = 2000,
-    final_samples: int = 10_000,
-    tolerance: float = 0.03,
-    confidence: float = 0.999,
-    box: bool = False,
-    seed: int = 0,
-) -> AttackMargin:
-    """Return the attack margin from starts along the directions that the linearised model says are worst.
-
-    Each attack starts next to 0, along the linearised model's worst direction and its opposite, along the top right
-    singular vector of S^-1 J, and from the smallest success so far. The search begins near the second-moment margin.
-
-    Parameters
-    ----------
-    model, x, r
-        As in :func:`vaerobust.margins.attack_margin`.
-    linearised : LinearisedRadii, optional
-        What :func:`vaerobust.bounds.linearised_radii` returns for the same points and r, where that is known already.
-    steps, samples, choosing_samples, judging_samples, final_samples, tolerance, confidence, box, seed
-        As in :func:`vaerobust.margins.attack_margin`.
-
-    Returns
-    -------
-    AttackMargin
-
-    Raises
-    ------
-    TypeError, ValueError
-        If an argument has the wrong shape or range.
-    """
-    if linearised is None:
-        linearised = linearised_radii(model, x, r, seed=torch.Generator(x.device).manual_seed(seed))
-    return attack_margin(
-        model, x, r, guess=GUESS * linearised.second_moment, steps=steps, restarts=1, samples=samples,
-        choosing_samples=choosing_samples, judging_samples=judging_samples, final_samples=final_samples,
-        tolerance=tolerance, directions=_worst_directions(model, x, linearised), warm_start=True,
-        confidence=confidence, box=box, seed=seed,
-    )  # fmt: skip
-
-
-def _worst_directions(model: GaussianVAE, x: Tensor, linearised: LinearisedRadii) -> Tensor:
-    """Return where attacks should start, shape (3, n, d_x)."""
-    with torch.no_grad():
-        sigma = model.encode(x)[1]
-    whitened = torch.linalg.svd(encoder_jacobian(model, x) / sigma[:, :, None], full_matrices=False).Vh[:, 0]
-    return torch.stack([linearised.direction, -linearised.direction, whitened])
 
 
 def sandwich(
@@ -176,8 +121,12 @@ def sandwich(
         certificate = certify(model, x, found, confidence=confidence)
         first_order = first_order_radii(model, x, certificate.p_low)
         linearised = linearised_radii(model, x, r, seed=noise(3))
-        attack = strongest_attack(model, x, r, linearised=linearised, confidence=confidence, seed=100)
-        chance = random_direction_radius(model, x, r, samples=200, grid=8, tolerance=0.1, limit=64.0, seed=200)
+        attack = strongest_attack(
+            model, x, r, linearised=linearised, search=replace(STRONGEST_SEARCH, confidence=confidence), seed=100
+        )
+        chance = random_direction_radius(
+            model, x, r, RandomSearch(samples=200, grid=8, tolerance=0.1, limit=64.0), seed=200
+        )
         columns[name] = {
             "r": r,
             "p low": torch.as_tensor(certificate.p_low),
@@ -251,7 +200,7 @@ def curves(
     )  # fmt: skip
     checks.count("judging_samples", judging_samples)
     r = distance_quantile(distances(model, x, samples=1000, seed=noise(2)), 0.9).value
-    worst = _worst_directions(model, x, linearised_radii(model, x, r, seed=noise(3)))
+    worst = worst_directions(model, x, linearised_radii(model, x, r, seed=noise(3)))
     delta = torch.zeros_like(x)
     # of so many draws, as few as this or fewer lie below the median with probability alpha at most
     rank = int(stats.binom.ppf(1 - confidence, judging_samples, 0.5))
@@ -259,7 +208,7 @@ def curves(
     for radius in radii:
         starts = torch.cat([worst, delta[None]])
         delta = maximum_damage(
-            model, x, radius, steps=steps, restarts=1, directions=starts, seed=noise(4)
+            model, x, radius, AttackSettings(steps=steps, restarts=1), starts=starts, seed=noise(4)
         ).delta  # fmt: skip
         hit = distances(model, x, delta, samples=judging_samples, seed=noise(5)).sort(dim=1).values
         broken.append(hit[:, rank - 1] if rank else torch.zeros_like(hit[:, 0]))
@@ -362,7 +311,7 @@ def _on_spheres(
         torch.einsum("kni,nij->knj", normal(len(x) * half, pull[0].mT, generator).unflatten(0, (half, len(x))), pull),
     ]
     for _ in range(attacks):
-        found.append(maximum_damage(model, x, radius, restarts=2, seed=generator).delta[None])
+        found.append(maximum_damage(model, x, radius, AttackSettings(restarts=2), seed=generator).delta[None])
     if further is not None:
         found.append(further)
     way = torch.cat(found).double()

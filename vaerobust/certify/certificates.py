@@ -22,7 +22,7 @@ from vaerobust import checks
 from vaerobust.batches import ROWS, slices
 from vaerobust.bounds import half_space_shift
 from vaerobust.certify.encoder_shift import lipschitz_bound, shift_metric
-from vaerobust.criterion import decode_all, distances
+from vaerobust.distance import distance, distances
 from vaerobust.model import GaussianVAE, mean_layers
 from vaerobust.randomness import Seed, as_generator, normal
 
@@ -135,7 +135,7 @@ def failures(
         eta = normal(draws.stop - draws.start, mu, generator)
         powers = torch.cat([torch.ones_like(eta[:, :1]), eta, (eta[:, :, None] * eta[:, None]).flatten(1)], 1)
         for i in slices(len(x), max(1, ROWS // len(eta))):
-            d = (decode_all(model, mu[i, None] + sigma[i, None] * eta) - centre[i, None]).norm(dim=-1)
+            d = distance(model, mu[i, None], sigma[i, None], eta, centre[i, None])
             total[i] += ((d[:, None] > r[i, :, None]).to(x.dtype) @ powers).double()
     count, first, second = total.split([1, width, width**2], dim=2)
     return [

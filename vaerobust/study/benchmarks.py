@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -23,13 +23,15 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 from torchvision import datasets, transforms
 
-from vaerobust.algorithms import RandomDirectionRadius, algorithm_2_as_printed, minimum_r, random_direction_radius
-from vaerobust.bounds import jacobian_norms, linearised_radii
-from vaerobust.certify.both_sides import strongest_attack
+from vaerobust.algorithms import algorithm_2_as_printed, minimum_r
+from vaerobust.attacks import AttackSettings
 from vaerobust.certify.certificates import certify, failures
-from vaerobust.criterion import distances, distances_in_random_directions
-from vaerobust.margins import attack_margin
+from vaerobust.distance import distances, distances_in_random_directions
+from vaerobust.jacobians import jacobian_norms
+from vaerobust.linearised import linearised_radii
+from vaerobust.margins import MarginSearch, attack_margin, strongest_attack
 from vaerobust.model import VAE, elbo_terms
+from vaerobust.random_direction import RandomDirectionRadius, RandomSearch, random_direction_radius
 from vaerobust.zoo import data
 from vaerobust.zoo.protocol import Spec
 from vaerobust.zoo.training import Run
@@ -39,7 +41,7 @@ Call = Callable[[], object]
 Share = Callable[[np.ndarray | float], np.ndarray]
 START = 10.0
 """Where Algorithm 2 begins, in pixels."""
-LEAN: dict[str, Any] = {"steps": 5, "samples": 8, "choosing_samples": 32, "judging_samples": 400, "final_samples": 2000}
+LEAN = AttackSettings(steps=5, restarts=1, samples=8, choosing_samples=32)
 """Settings of our attack that find margins no larger than L-BFGS-B's; the defaults find smaller ones, for more time."""
 
 LINEARISED = 32
@@ -226,7 +228,7 @@ def random_directions(target: float = 0.01, repeats: int = 10, pool: int = 2000,
 
     def search(samples: int, tolerance: float, seed: int) -> RandomDirectionRadius:  # sigma moves as in the printed one
         return random_direction_radius(
-            vae, x, r, limit=START, samples=samples, tolerance=tolerance, seed=seed, perturb_sigma=True
+            vae, x, r, RandomSearch(START, samples, tolerance=tolerance, perturb_sigma=True), seed=seed
         )  # fmt: skip
 
     radius = float(search(reference, 1e-4, 1).radius)
@@ -317,7 +319,8 @@ def attacks(points: int = 16, other_points: int = 6, tolerance: float = 0.03, tu
     def ours() -> None:
         linearised = linearised_radii(vae, x, r, samples=LINEARISED, seed=noise(3))
         found["ours"] = strongest_attack(
-            vae, x, r, linearised=linearised, tolerance=tolerance, confidence=0.999, **LEAN
+            vae, x, r, linearised=linearised, attack=LEAN,
+            search=MarginSearch(tolerance=tolerance, judging_samples=400, final_samples=2000, confidence=0.999, warm_start=True),
         )  # fmt: skip
 
     def bisection() -> None:
@@ -325,7 +328,11 @@ def attacks(points: int = 16, other_points: int = 6, tolerance: float = 0.03, tu
         torch.set_num_threads(1)  # its problems are too small for more: torch's threads and scipy's hinder each other
         try:
             found["other"] = attack_margin(
-                vae, x[few], r[few], method="lbfgs", restarts=1, tolerance=tolerance, confidence=0.999
+                vae,
+                x[few],
+                r[few],
+                attack=AttackSettings("lbfgs", restarts=1),
+                search=MarginSearch(tolerance=tolerance, confidence=0.999),
             )
         finally:
             torch.set_num_threads(threads)
@@ -386,7 +393,9 @@ def by_points(samples: int) -> dict[str, Callable[[int], Call]]:
     return {
         "Jacobian norms": lambda n: lambda: jacobian_norms(vae, x[:n]),
         "distances": lambda n: lambda: distances(vae, x[:n], samples=samples),
-        "random-direction radius": lambda n: lambda: random_direction_radius(vae, x[:n], r[:n], samples=samples),
+        "random-direction radius": lambda n: (
+            lambda: random_direction_radius(vae, x[:n], r[:n], RandomSearch(samples=samples))
+        ),
     }
 
 
@@ -395,7 +404,7 @@ def by_samples(points: int) -> dict[str, Callable[[int], Call]]:
     vae, x, r = test_points(points)
     return {
         "distances": lambda n: lambda: distances(vae, x, samples=n),
-        "random-direction radius": lambda n: lambda: random_direction_radius(vae, x, r, samples=n),
+        "random-direction radius": lambda n: lambda: random_direction_radius(vae, x, r, RandomSearch(samples=n)),
         "failures for a certificate": lambda n: lambda: failures(vae, x, [r], samples=n),
     }
 

@@ -17,20 +17,21 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from vaerobust.algorithms import random_direction_radius
-from vaerobust.attacks import maximum_damage
+from vaerobust.attacks import AttackSettings, maximum_damage
 from vaerobust.batches import ROWS, slices
-from vaerobust.bounds import half_space_shift, jacobian_norms
+from vaerobust.bounds import theorem_1_quotient
 from vaerobust.certify.both_sides import curves, sandwich
 from vaerobust.criterion import (
     distance_quantile,
-    distances,
-    log_likelihood,
     probability_of_robustness,
 )
+from vaerobust.distance import distances
 from vaerobust.files import write_atomically
-from vaerobust.margins import attack_margin
+from vaerobust.jacobians import jacobian_norms
+from vaerobust.likelihood import log_likelihood
+from vaerobust.margins import MarginSearch, attack_margin
 from vaerobust.model import VAE, kl_to_prior
+from vaerobust.random_direction import RandomSearch, random_direction_radius
 from vaerobust.zoo.data import Images
 from vaerobust.zoo.protocol import Spec
 from vaerobust.zoo.training import data_digests, hardware, versions
@@ -41,8 +42,8 @@ LIMITS = (1.0, 4.0)
 """Norms L of the attacks on the likelihood of few images."""
 ALL_LIMITS = (1.0, 2.0, 4.0, 10.0)
 """The same where every test image is attacked; they span Figs. 5 (c) and 7 (b)."""
-STRONG: dict[str, Any] = {"steps": 40, "restarts": 2, "samples": 8, "judging_samples": 64}
-QUICK: dict[str, Any] = {"steps": 14, "restarts": 2, "samples": 4, "judging_samples": 4}
+STRONG = AttackSettings(steps=40, restarts=2, samples=8, choosing_samples=64)
+QUICK = AttackSettings(steps=14, restarts=2, samples=4, choosing_samples=4)
 """Settings of the attack: a fifth of the time where every test image is attacked, for a somewhat smaller damage."""
 AGAIN = 100
 """Of so many images a measurement over all is kept by itself, so that it can be had again in seconds."""
@@ -135,7 +136,7 @@ def encoder(vae: VAE, x: Tensor, level: float = 0.9) -> Summary:
         "min sigma": least,
         "frobenius": norms.frobenius,
         "spectral": norms.spectral,
-        "bound": least * float(half_space_shift(level)) / norms.frobenius,
+        "bound": theorem_1_quotient(sigma, norms.frobenius, level),
     }
     found: Summary = {name: {"mean": float(c.mean()), "std": float(c.std())} for name, c in columns.items()}
     return found | {"active": int(active.sum())}
@@ -143,7 +144,6 @@ def encoder(vae: VAE, x: Tensor, level: float = 0.9) -> Summary:
 
 def margins(vae: VAE, x: Tensor, choice: Choice, *, random: bool = False) -> Summary:
     """Return lists: r, p, Theorem 1's bound at the lower limit of p, attack margin, perhaps random-direction radius."""
-    shared: dict[str, Any] = {"perturb_sigma": choice.perturb_sigma}
     if choice.r is None:
         d = distances(vae, x, samples=choice.samples, reference=choice.reference, seed=noise(1))
         r = distance_quantile(d, choice.level).value
@@ -152,16 +152,20 @@ def margins(vae: VAE, x: Tensor, choice: Choice, *, random: bool = False) -> Sum
     d = distances(vae, x, samples=choice.samples, reference=choice.reference, seed=noise(2))
     p = probability_of_robustness(d, r)
     # at the lower limit of p, since an estimate of 1 would make the bound infinite
-    shift = torch.as_tensor(half_space_shift(p.low), dtype=x.dtype)
-    bound = vae.encode(x)[1].min(1).values * shift / jacobian_norms(vae, x).frobenius
+    bound = theorem_1_quotient(vae.encode(x)[1], jacobian_norms(vae, x).frobenius, p.low)
     attack = attack_margin(
-        vae, x, r, steps=choice.steps, restarts=choice.restarts, samples=choice.draws, box=choice.box,
-        judging_samples=choice.samples, reference=choice.reference, method=choice.method, seed=100, **shared,
+        vae, x, r,
+        attack=AttackSettings(
+            choice.method, choice.steps, choice.restarts, choice.draws, box=choice.box, perturb_sigma=choice.perturb_sigma
+        ),
+        search=MarginSearch(judging_samples=choice.samples, reference=choice.reference), seed=100,
     )  # fmt: skip
     found = {"r": r, "p": torch.as_tensor(p.probability), "bound": bound, "attack": attack.radius}
     found |= {"censored": attack.censored, "confirmed": torch.as_tensor(attack.confirmed)}
     if random:
-        chance = random_direction_radius(vae, x, r, samples=200, grid=10, tolerance=0.05, seed=200, **shared)
+        chance = random_direction_radius(
+            vae, x, r, RandomSearch(samples=200, grid=10, tolerance=0.05, perturb_sigma=choice.perturb_sigma), seed=200
+        )
         found |= {"random": chance.radius, "random censored": torch.as_tensor(chance.censored)}
     return {name: value.tolist() for name, value in found.items()}
 
@@ -177,7 +181,7 @@ def explained(vae: VAE, x: Tensor, delta: Tensor, *, draws: int = 8) -> Tensor:
 
 
 def damage(
-    vae: VAE, x: Tensor, limits: tuple[float, ...] = LIMITS, *, attack: dict[str, Any] = STRONG, own_noise: bool = False
+    vae: VAE, x: Tensor, limits: tuple[float, ...] = LIMITS, *, attack: AttackSettings = STRONG, own_noise: bool = False
 ) -> Summary:
     """Return log p(x | z*) under attacks of each norm, and what the embedding of another image costs, in nats.
 
@@ -212,7 +216,7 @@ def damage(
         "0": {"mean": float(clean.mean()), "std": float(clean.std())},
     }
     for limit in limits:
-        hit = score(maximum_damage(vae, x, limit, seed=noise(3), **attack).delta)
+        hit = score(maximum_damage(vae, x, limit, attack, seed=noise(3)).delta)
         found[f"{limit:g}"] = {
             "mean": float(hit.mean()), "std": float(hit.std()), "loss std": float((clean - hit).std()),
         }  # fmt: skip
@@ -262,7 +266,11 @@ def attack_all(trained: Trained, images: Images) -> Summary:
         part: damage(vae, some, ALL_LIMITS, attack=QUICK, own_noise=True)
         for part, some in (("all", x), ("first", x[:AGAIN]))
     }
-    return measured | {"attack": QUICK} | manifest(trained, images, start)
+    return (
+        measured
+        | {"attack": {"steps": 14, "restarts": 2, "samples": 4, "judging_samples": 4}}
+        | manifest(trained, images, start)
+    )
 
 
 def both_sides(trained: Trained, images: Images, *, most: int = 100, kept: int = 10) -> Summary:

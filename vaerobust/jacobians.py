@@ -1,0 +1,164 @@
+"""Jacobians of encoder and decoder, J and J_g, and the norms of J that Theorem 1 and its relatives need."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.func import jacfwd, jacrev, vmap
+
+from vaerobust import checks
+from vaerobust.batches import slices
+from vaerobust.model import GaussianVAE, Layers, mean_layers
+from vaerobust.results import Result
+
+POINTS = 512
+"""Points whose Jacobians are held at a time where only their norms are asked for: about 32 MB."""
+
+
+@dataclass(frozen=True, eq=False)
+class JacobianNorms(Result):
+    """Norms of the encoder's Jacobian per point, in latent units per input unit.
+
+    Attributes
+    ----------
+    frobenius : Tensor, shape (n,)
+        ||J||_F, which Theorem 1 uses.
+    spectral : Tensor, shape (n,)
+        ||J||_2, the largest singular value.
+    """
+
+    frobenius: Tensor
+    spectral: Tensor
+
+
+def largest_eigenvalue(symmetric: Tensor) -> Tensor:
+    """Return the largest eigenvalue of positive semidefinite matrices, (..., k, k); rounding never makes it < 0."""
+    return torch.linalg.eigvalsh(symmetric)[..., -1].clamp(min=0)
+
+
+def encoder_jacobian(model: GaussianVAE, x: Tensor) -> Tensor:
+    """Return J = d mu / d x at each point.
+
+    Parameters
+    ----------
+    model : GaussianVAE
+    x : Tensor, shape (n, d_x)
+
+    Returns
+    -------
+    Tensor, shape (n, d_z, d_x)
+        Element (i, j) is d mu_i / d x_j, as below Eq. 5.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If ``x`` is not a finite float tensor of shape (n, d_x).
+    """
+    checks.vectors("x", x)
+    # reverse mode takes one pass per latent, forward mode one per pixel, and latents are fewer
+    return vmap(jacrev(lambda point: model.encode(point[None])[0][0]))(x).detach()
+
+
+def decoder_jacobian(model: GaussianVAE, z: Tensor) -> Tensor:
+    """Return J_g = d g / d z at each latent point.
+
+    Parameters
+    ----------
+    model : GaussianVAE
+    z : Tensor, shape (n, d_z)
+
+    Returns
+    -------
+    Tensor, shape (n, d_x, d_z)
+
+    Raises
+    ------
+    TypeError, ValueError
+        If ``z`` is not a finite float tensor of shape (n, d_z).
+    """
+    checks.vectors("z", z)
+    with warnings.catch_warnings():
+        # the first use of torch's forward mode warns that torch's own code is deprecated
+        warnings.simplefilter("ignore", FutureWarning)
+        return vmap(jacfwd(lambda point: model.decode(point[None])[0]))(z).detach()
+
+
+def jacobian_norms(model: GaussianVAE, x: Tensor) -> JacobianNorms:
+    """Return ||J||_F and ||J||_2 of the encoder's Jacobian at each of any number of points.
+
+    Parameters
+    ----------
+    model : GaussianVAE
+    x : Tensor, shape (n, d_x)
+
+    Returns
+    -------
+    JacobianNorms
+
+    Raises
+    ------
+    TypeError, ValueError
+        If ``x`` is not a finite float tensor of shape (n, d_x).
+    """
+    gram = encoder_gram(model, x)
+    return JacobianNorms(frobenius_norm(gram), largest_eigenvalue(gram).sqrt())
+
+
+def frobenius_norm(gram: Tensor) -> Tensor:
+    """Return ||J||_F from J J', the root of its trace, shape (n,)."""
+    return gram.diagonal(dim1=1, dim2=2).sum(1).sqrt()
+
+
+@torch.no_grad()
+def encoder_gram(model: GaussianVAE, x: Tensor) -> Tensor:
+    """Return J J' of the encoder's Jacobian at each of any number of points.
+
+    Its eigenvalues are the squared singular values of J. Where the model has a method ``mean_layers`` (see
+    :func:`vaerobust.model.mean_layers`), the product needs no Jacobian: let P be the product of all layers but the
+    first, with the ReLUs that are off at the point left out. Then J J' = P (W_1 W_1') P', which is small.
+
+    Parameters
+    ----------
+    model : GaussianVAE
+    x : Tensor, shape (n, d_x)
+
+    Returns
+    -------
+    Tensor, shape (n, d_z, d_z)
+
+    Raises
+    ------
+    TypeError, ValueError
+        If ``x`` is not a finite float tensor of shape (n, d_x), or ``mean_layers`` are not the encoder's layers.
+    """
+    checks.vectors("x", x)
+    if not hasattr(model, "mean_layers"):
+        jacobians = (encoder_jacobian(model, x[i]) for i in slices(len(x), POINTS))
+        return torch.cat([jacobian @ jacobian.mT for jacobian in jacobians])
+    return _gram_of_layers([(weight.to(x), bias.to(x)) for weight, bias in mean_layers(model, x)], x)
+
+
+def _gram_of_layers(layers: Layers, x: Tensor) -> Tensor:
+    """Return J J' = P (W_1 W_1') P' of a ReLU network, shape (n, d_z, d_z)."""
+    (first, bias), *rest = layers
+    inner = first @ first.T  # (width, width)
+    if not rest:
+        return inner.expand(len(x), -1, -1)
+    last = rest[-1][0].T.contiguous()
+    grams = []
+    for i in slices(len(x), POINTS):
+        activations = [x[i] @ first.T + bias]
+        for weight, shift in rest[:-1]:
+            activations.append(torch.relu(activations[-1]) @ weight.T + shift)
+        # One point at a time: about a third of the units are on at a point, and products over these alone take half
+        # as long as a batched product over all units.
+        for switched in zip(*(activation > 0 for activation in activations), strict=True):
+            on = [units.nonzero()[:, 0] for units in switched]
+            product = last.index_select(0, on[-1]).T  # (d_z, units on in the last hidden layer)
+            for (weight, _), units, before in zip(rest[-2::-1], on[:0:-1], on[-2::-1], strict=True):
+                product = (product @ weight.index_select(0, units)).index_select(1, before)
+            grams.append(product @ inner.index_select(0, on[0]).index_select(1, on[0]) @ product.T)
+    return torch.stack(grams)

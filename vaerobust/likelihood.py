@@ -1,0 +1,60 @@
+"""How well an image is explained by the embedding of a perturbed one: the ordinate of Figs. 4, 5, 7, 10 and 11."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from vaerobust import checks
+from vaerobust.batches import blockwise
+from vaerobust.model import VAE
+from vaerobust.randomness import Seed, as_generator, normal
+
+
+@torch.no_grad()
+def log_likelihood(
+    vae: VAE,
+    x: Tensor,
+    delta: Tensor | None = None,
+    *,
+    samples: int = 1,
+    seed: Seed = 0,
+    perturb_sigma: bool = True,
+) -> Tensor:
+    """Estimate E_eta log p(x | z*) at each point, where z* is a sample of the embedding of x + delta.
+
+    Parameters
+    ----------
+    vae : VAE
+    x : Tensor, shape (n, d_x)
+        Images in [0, 1].
+    delta : Tensor, shape (n, d_x), optional
+        An attack's perturbation, or noise; none if left out.
+    samples : int
+        Draws of eta, the same for every point.
+    seed : int or torch.Generator
+        Source of eta; see :mod:`vaerobust.randomness`.
+    perturb_sigma : bool
+        True takes sigma at x + delta, since the embedding of a noisy input has that input's own sigma.
+
+    Returns
+    -------
+    Tensor, shape (n,)
+        In nats, summed over pixels.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument has the wrong type, shape or range.
+    """
+    checks.pixels("x", x)
+    checks.count("samples", samples)
+    mu, sigma = vae.encode(x if delta is None else x + checks.vectors("delta", delta, like=x))
+    if not perturb_sigma:
+        sigma = vae.encode(x)[1]
+    eta = normal(samples, mu, as_generator(seed, x))  # (samples, d_z)
+
+    def block(i: slice, j: slice) -> Tensor:
+        return vae.log_likelihood(x[i, None], mu[i, None] + sigma[i, None] * eta[j])
+
+    return blockwise(block, len(x), samples, x).mean(1)
