@@ -11,9 +11,10 @@ from conftest import ALARM, DOUBLE, SpreadingVAE, graded_model, most_misses, see
 from scipy import optimize, stats
 
 from vaerobust import algorithms
-from vaerobust.algorithms import algorithm_1_as_printed, algorithm_2_as_printed, minimum_r, random_direction_radius
-from vaerobust.criterion import distances_in_random_directions
+from vaerobust.algorithms import algorithm_1_as_printed, algorithm_2_as_printed, minimum_r
+from vaerobust.distance import distances_in_random_directions
 from vaerobust.linear import LinearGaussianVAE
+from vaerobust.random_direction import RandomSearch, random_direction_radius
 from vaerobust.zoo.weights import pretrained
 
 RUNS = 600
@@ -152,7 +153,7 @@ def test_random_direction_radius_is_the_margin_where_all_directions_are_alike(sq
     error = share_error(samples, 40)
     for level in (0.7, 0.9, 0.999):
         r = square.quantile(level)
-        found = random_direction_radius(square, x, r, limit=1.0, samples=samples, tolerance=tolerance)
+        found = random_direction_radius(square, x, r, RandomSearch(limit=1.0, samples=samples, tolerance=tolerance))
         low, high = radius_at(square, r, 0.5 + error, 2.0), radius_at(square, r, 0.5 - error, 2.0)
         assert low - tolerance <= float(found.radius.min()) <= float(found.radius.max()) <= high
         assert radius_at(square, r, 0.5, 2.0) == pytest.approx(square.margin(r), rel=1e-9)  # two root findings
@@ -164,7 +165,9 @@ def test_algorithm_2_as_printed_agrees_with_random_direction_radius(square):
     """Both lie within the Hoeffding error of the margin; the printed one loses a step, and stops up to one early."""
     samples, step, x, r = 4000, 0.002, uniform(1, 4), square.quantile(0.9)
     printed = algorithm_2_as_printed(square, x, r, step=step, start=0.3, samples=samples, seed=5)
-    direct = random_direction_radius(square, x, r, limit=0.3, samples=samples, tolerance=1e-4, perturb_sigma=True)
+    direct = random_direction_radius(
+        square, x, r, RandomSearch(limit=0.3, samples=samples, tolerance=1e-4, perturb_sigma=True)
+    )
     error = share_error(samples, 200)  # of fewer than 200 radii in all
     low, high = radius_at(square, r, 0.5 + error, 2.0), radius_at(square, r, 0.5 - error, 2.0)
     assert low - 2 * step <= printed.value <= high - step
@@ -177,7 +180,9 @@ def test_random_direction_interval_covers_the_exact_radius(square):
     x, r = uniform(1, 4), square.quantile(0.9)
     exact = square.margin(r)
     found = [
-        random_direction_radius(square, x, r, limit=0.5, samples=60, tolerance=1e-3, seed=seed, confidence=0.8)
+        random_direction_radius(
+            square, x, r, RandomSearch(limit=0.5, samples=60, tolerance=1e-3, confidence=0.8), seed=seed
+        )
         for seed in range(300)
     ]
     low, radius, high = (torch.cat([getattr(one, name) for one in found]) for name in ("low", "radius", "high"))
@@ -189,21 +194,25 @@ def test_random_direction_interval_covers_the_exact_radius(square):
 def test_the_upper_limit_holds_however_coarse_the_search(square):
     """With brackets as wide as the grid's the limit is the upper end of the last bracket."""
     r = square.quantile(0.9)
-    found = random_direction_radius(square, uniform(1, 4), r, limit=1.0, samples=4000, grid=4, tolerance=1.0)
+    found = random_direction_radius(
+        square, uniform(1, 4), r, RandomSearch(limit=1.0, samples=4000, grid=4, tolerance=1.0)
+    )
     assert float(found.low) <= float(found.radius) <= square.margin(r) <= float(found.high)
 
 
 def test_random_directions_overstate_the_margin_where_directions_differ(graded):
     """A random direction is hardly ever the worst: the share within r at the margin is above 1/2 by much."""
     r = graded.quantile(0.9)
-    found = random_direction_radius(graded, uniform(1, 20), r, limit=5.0, samples=4000)
+    found = random_direction_radius(graded, uniform(1, 20), r, RandomSearch(limit=5.0, samples=4000))
     # ||A u|| <= ||A||_F / sqrt(d) in the root of the mean square over directions, against ||A||_2 = 1 at the worst
     assert float(found.low) > 1.5 * graded.margin(r)
 
 
 def test_censoring_is_reported(square):
     """The margin at this r is about 0.47, so a search up to 0.1 cannot see it."""
-    found = random_direction_radius(square, uniform(2, 4), torch.tensor([1.0, 0.19]), limit=0.1, samples=2000)
+    found = random_direction_radius(
+        square, uniform(2, 4), torch.tensor([1.0, 0.19]), RandomSearch(limit=0.1, samples=2000)
+    )
     assert found.censored.tolist() == [True, False]
     assert found.radius[0] == 0.1
     assert found.high[0] == torch.inf
@@ -214,7 +223,7 @@ def test_censoring_is_reported(square):
 def test_nothing_is_robust_below_the_median(square):
     """At the 0.2 quantile 2,000 samples put half within r with a probability far below ALARM."""
     r = torch.tensor([0.0, square.quantile(0.2), square.quantile(0.4)], dtype=torch.float64)
-    found = random_direction_radius(square, uniform(3, 4), r, limit=1.0, samples=2000)
+    found = random_direction_radius(square, uniform(3, 4), r, RandomSearch(limit=1.0, samples=2000))
     for one in (found.radius, found.low, found.high):
         assert one.tolist() == [0.0, 0.0, 0.0]
     assert not found.censored.any()
@@ -222,9 +231,9 @@ def test_nothing_is_robust_below_the_median(square):
 
 def test_a_finer_tolerance_refines_the_radius(square):
     r, x = square.quantile(0.9), uniform(1, 4)
-    coarse = random_direction_radius(square, x, r, limit=1.0, tolerance=1.0, grid=8).radius
+    coarse = random_direction_radius(square, x, r, RandomSearch(limit=1.0, tolerance=1.0, grid=8)).radius
     for tolerance in (0.1, 1e-2, 1e-6):
-        fine = random_direction_radius(square, x, r, limit=1.0, tolerance=tolerance, grid=8).radius
+        fine = random_direction_radius(square, x, r, RandomSearch(limit=1.0, tolerance=tolerance, grid=8)).radius
         assert 0 <= float(fine - coarse) <= 1 / 8  # within the grid's bracket
 
 
@@ -234,7 +243,11 @@ def test_perturbing_sigma_matters_where_sigma_depends_on_the_input():
     for kind, smaller in ((LinearGaussianVAE, False), (SpreadingVAE, True)):
         model = square_model(kind=kind)
         fixed, moved = (
-            float(random_direction_radius(model, x, 0.4, limit=1.0, tolerance=1e-3, perturb_sigma=which).radius)
+            float(
+                random_direction_radius(
+                    model, x, 0.4, RandomSearch(limit=1.0, tolerance=1e-3, perturb_sigma=which)
+                ).radius
+            )
             for which in (False, True)
         )
         assert (moved < fixed - 1e-3) == smaller
@@ -245,18 +258,18 @@ def test_the_radius_depends_neither_on_order_nor_on_company_nor_on_chunks(vae, m
     """Bisection makes the same choices; only a share of exactly one half could turn over by a rounding."""
     x = uniform(5, 12)
     r = minimum_r(vae, x, level=0.8, samples=500, seed=1).value
-    whole = random_direction_radius(vae, x, r, limit=8.0, samples=150)
+    whole = random_direction_radius(vae, x, r, RandomSearch(limit=8.0, samples=150))
     assert 0 < float(whole.radius.min()) < float(whole.radius.max())
     order = torch.tensor([4, 2, 0, 1, 3])
-    shuffled = random_direction_radius(vae, x[order], r[order], limit=8.0, samples=150)
-    alone = random_direction_radius(vae, x[3:4], r[3:4], limit=8.0, samples=150)
+    shuffled = random_direction_radius(vae, x[order], r[order], RandomSearch(limit=8.0, samples=150))
+    alone = random_direction_radius(vae, x[3:4], r[3:4], RandomSearch(limit=8.0, samples=150))
     for name in ("radius", "low", "high", "censored", "drawn"):
         expected = getattr(whole, name)
         torch.testing.assert_close(getattr(shuffled, name), expected[order], rtol=DOUBLE, atol=0)
         torch.testing.assert_close(getattr(alone, name), expected[3:4], rtol=DOUBLE, atol=0)
     for size in (1, 300):
         monkeypatch.setattr(algorithms, "HELD", size)
-        chunked = random_direction_radius(vae, x, r, limit=8.0, samples=150)
+        chunked = random_direction_radius(vae, x, r, RandomSearch(limit=8.0, samples=150))
         for name in ("radius", "low", "high", "censored", "drawn"):
             torch.testing.assert_close(getattr(chunked, name), getattr(whole, name), rtol=DOUBLE, atol=0)
 
@@ -265,7 +278,9 @@ def test_draws_are_counted(square, monkeypatch):
     rows = []
     decode = square.decode
     monkeypatch.setattr(square, "decode", lambda z: rows.append(len(z)) or decode(z))
-    found = random_direction_radius(square, uniform(1, 4), square.quantile(0.9), limit=1.0, samples=500, grid=8)
+    found = random_direction_radius(
+        square, uniform(1, 4), square.quantile(0.9), RandomSearch(limit=1.0, samples=500, grid=8)
+    )
     assert int(found.drawn) == sum(rows) - 1  # the point itself
     # less than half of what it takes to ask all samples at each of the 9 radii of the grid and in 12 halvings
     assert 500 <= int(found.drawn) < (9 + 12) * 500 / 2
@@ -275,7 +290,7 @@ def test_no_sample_that_was_not_asked_would_have_changed_the_count():
     """Ask every sample of a trained model at both ends of the last bracket; up to two may turn over by a rounding."""
     model, x, samples, width = pretrained("mnist").vae, uniform(2, 784).float(), 1000, 1 / 128
     r = minimum_r(model, x, level=0.9, samples=1000, seed=1).value
-    found = random_direction_radius(model, x, r, limit=16.0, samples=samples, tolerance=width)
+    found = random_direction_radius(model, x, r, RandomSearch(limit=16.0, samples=samples, tolerance=width))
     assert (found.radius > 0).all() and not found.censored.any()
     inner, outer = (
         (distances_in_random_directions(model, x, radius, samples=samples, seed=0) <= r[:, None]).sum(1)

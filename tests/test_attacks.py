@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from scipy import optimize, stats
 
 from vaerobust import attacks, criterion
-from vaerobust.attacks import METHODS, latent_attack, maximum_damage, output_attack, project
+from vaerobust.attacks import METHODS, AttackSettings, latent_attack, maximum_damage, output_attack, project
 
 QUICK = {"steps": 3, "restarts": 2}
 
@@ -34,7 +34,7 @@ def every_attack(model, target, **options):
     return {
         **{
             method: lambda x, t, radius, g, method=method: maximum_damage(
-                model, x, radius, method=method, seed=g, **damage
+                model, x, radius, AttackSettings(method=method), seed=g, **damage
             )
             for method in METHODS
         },
@@ -124,7 +124,11 @@ def test_attacks_respect_radius_and_box_exactly(name, n, d, seed, kind, box, dty
 def worst_shift(model, radius, method, **options):
     """Attack one point and return the shift ||A delta||_2 that it got."""
     x = uniform(1, model.weight.shape[1])
-    return float((maximum_damage(model, x, radius, method=method, seed=0, **options).delta @ model.weight.T).norm())
+    return float(
+        (
+            maximum_damage(model, x, radius, AttackSettings(method=method), seed=0, **options).delta @ model.weight.T
+        ).norm()
+    )
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -160,7 +164,9 @@ def test_the_exact_worst_case_within_the_box_is_found(method):
 
     exact = max(largest(1), largest(-1))
     assert exact < 0.95 * radius * float(a.norm())  # so the box matters
-    found = maximum_damage(model, x, radius, method=method, steps=steps, restarts=8, samples=2, box=True, seed=0)
+    found = maximum_damage(
+        model, x, radius, AttackSettings(method=method, steps=steps, restarts=8, samples=2, box=True), seed=0
+    )
     gap = float(a.norm()) * (2 * radius) ** 2 / (radius * (steps + 2) / 2)
     value = float((found.delta @ a).abs())
     assert exact - gap <= value <= exact * (1 + DOUBLE)
@@ -173,7 +179,9 @@ def test_the_objective_is_the_mean_distance_on_new_noise(method, square):
     D is a norm of a normal vector, so its variance is at most s^2 (Gaussian Poincare inequality).
     """
     radius, judging = 0.2, 4000
-    found = maximum_damage(square, uniform(2, 4), radius, method=method, judging_samples=judging, seed=1)
+    found = maximum_damage(
+        square, uniform(2, 4), radius, AttackSettings(method=method, choosing_samples=judging), seed=1
+    )
     law = stats.ncx2(4, (2 * radius / 0.1) ** 2)
     exact = 0.1 * law.expect(np.sqrt, lb=0, ub=law.isf(1e-13))
     error = -stats.norm.ppf(ALARM / 4) * 0.1 / judging**0.5
@@ -212,12 +220,7 @@ def test_both_optimisers_find_the_global_optimum_in_two_dimensions(seed, box):
             model,
             x,
             radius,
-            method=method,
-            steps=60,
-            restarts=8,
-            samples=1,
-            judging_samples=1,
-            box=box,
+            AttackSettings(method=method, steps=60, restarts=8, samples=1, choosing_samples=1, box=box),
             seed=0,
         )
         assert best - slope * spacing <= float(found.objective) <= best + slope * spacing
@@ -232,7 +235,9 @@ def test_both_optimisers_beat_random_search_on_a_relu_network(box):
     centre = model.decode(model.encode(x)[0])
     best = (model.decode(model.encode(x + random)[0]) - centre).norm(dim=-1).max(0).values
     for method in METHODS:
-        found = maximum_damage(model, x, radius, method=method, samples=1, judging_samples=1, box=box, seed=0)
+        found = maximum_damage(
+            model, x, radius, AttackSettings(method=method, samples=1, choosing_samples=1, box=box), seed=0
+        )
         assert (found.objective > best).all()
 
 
@@ -242,7 +247,9 @@ def test_sigma_is_attacked_where_it_was_asked_for(method, perturb_sigma, growth)
     """A = 0 leaves sigma = 0.1 exp(||x||) as the only thing to attack; at x = 0 the best is exp(R) times as much."""
     model, x = square_model(gain=0.0, kind=SpreadingVAE), torch.zeros(1, 4, dtype=torch.float64)
     judging = 4000
-    found = maximum_damage(model, x, 0.5, method=method, perturb_sigma=perturb_sigma, judging_samples=judging, seed=1)
+    found = maximum_damage(
+        model, x, 0.5, AttackSettings(method=method, perturb_sigma=perturb_sigma, choosing_samples=judging), seed=1
+    )
     error = -stats.norm.ppf(ALARM / 2) * stats.chi(4).std() / judging**0.5
     assert float(found.objective) / (0.1 * growth) == pytest.approx(stats.chi(4).mean(), abs=error)
     if perturb_sigma:
@@ -252,7 +259,7 @@ def test_sigma_is_attacked_where_it_was_asked_for(method, perturb_sigma, growth)
 @pytest.mark.parametrize("method", METHODS)
 def test_perturbing_sigma_changes_nothing_where_sigma_is_constant(method, square):
     fixed, moved = (
-        maximum_damage(square, uniform(2, 4), 0.2, method=method, perturb_sigma=which, seed=0, **QUICK)
+        maximum_damage(square, uniform(2, 4), 0.2, AttackSettings(method=method, perturb_sigma=which), seed=0, **QUICK)
         for which in (False, True)
     )
     assert torch.equal(fixed.delta, moved.delta)
@@ -364,7 +371,11 @@ def test_the_objective_is_unbiased_however_many_restarts_it_was_chosen_from(squa
     found = [
         float(
             maximum_damage(
-                square, uniform(1, 4), 0.2, steps=3, restarts=30, samples=1, judging_samples=1, seed=seed
+                square,
+                uniform(1, 4),
+                0.2,
+                AttackSettings(steps=3, restarts=30, samples=1, choosing_samples=1),
+                seed=seed,
             ).objective
         )
         for seed in range(200)

@@ -12,15 +12,9 @@ from scipy import stats
 
 from vaerobust import bounds
 from vaerobust.algorithms import minimum_r
-from vaerobust.bounds import (
-    decoder_jacobian,
-    encoder_jacobian,
-    half_space_shift,
-    jacobian_norms,
-    proposition_1,
-    theorem_1,
-)
-from vaerobust.criterion import distances
+from vaerobust.bounds import half_space_shift, proposition_1, theorem_1
+from vaerobust.distance import distances
+from vaerobust.jacobians import decoder_jacobian, encoder_jacobian, jacobian_norms
 from vaerobust.model import LIKELIHOODS
 
 STEP = 1e-6

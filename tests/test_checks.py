@@ -13,24 +13,16 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from vaerobust import checks
-from vaerobust.algorithms import (
-    algorithm_1_as_printed,
-    algorithm_2_as_printed,
-    minimum_r,
-    random_direction_radius,
-)
-from vaerobust.attacks import latent_attack, maximum_damage, output_attack
-from vaerobust.bounds import decoder_jacobian, encoder_jacobian, jacobian_norms, proposition_1, theorem_1
-from vaerobust.criterion import (
-    clopper_pearson,
-    distance_quantile,
-    distances,
-    distances_in_random_directions,
-    log_likelihood,
-    probability_of_robustness,
-)
-from vaerobust.margins import attack_margin
+from vaerobust.algorithms import algorithm_1_as_printed, algorithm_2_as_printed, minimum_r
+from vaerobust.attacks import AttackSettings, latent_attack, maximum_damage, output_attack
+from vaerobust.bounds import proposition_1, theorem_1
+from vaerobust.criterion import clopper_pearson, distance_quantile, probability_of_robustness
+from vaerobust.distance import distances, distances_in_random_directions
+from vaerobust.jacobians import decoder_jacobian, encoder_jacobian, jacobian_norms
+from vaerobust.likelihood import log_likelihood
+from vaerobust.margins import MarginSearch, attack_margin
 from vaerobust.model import VAE
+from vaerobust.random_direction import RandomSearch, random_direction_radius
 from vaerobust.zoo.data import load
 from vaerobust.zoo.protocol import Spec
 
@@ -207,35 +199,35 @@ CALLS = [
     (lambda: minimum_r(MODEL, X, samples="many"), "^samples must be .* but is 'many'"),
     (lambda: random_direction_radius(MODEL, X, -1.0), r"^r must be finite and >= 0, but holds -1\.0"),
     (lambda: random_direction_radius(MODEL, PAIR, torch.ones(3)), r"^r must be .* shape \(2,\), but has shape \(3,\)"),
-    (lambda: random_direction_radius(MODEL, X, 1.0, limit=0), "limit must be a finite number > 0, but is 0"),
-    (lambda: random_direction_radius(MODEL, X, 1.0, tolerance=0.0), r"tolerance must be .* > 0, but is 0\.0"),
-    (lambda: random_direction_radius(MODEL, X, 1.0, grid=1), "grid must be a whole number of at least 2, but is 1"),
-    (lambda: random_direction_radius(MODEL, X, 1.0, samples=0), "^samples must be .* but is 0"),
-    (lambda: random_direction_radius(MODEL, X, 1.0, confidence=2), "confidence must lie .* but is 2"),
+    (lambda: random_direction_radius(MODEL, X, 1.0, RandomSearch(limit=0)), "limit must be a finite number > 0, but is 0"),
+    (lambda: random_direction_radius(MODEL, X, 1.0, RandomSearch(tolerance=0.0)), r"tolerance must be .* > 0, but is 0\.0"),
+    (lambda: random_direction_radius(MODEL, X, 1.0, RandomSearch(grid=1)), "grid must be a whole number of at least 2, but is 1"),
+    (lambda: random_direction_radius(MODEL, X, 1.0, RandomSearch(samples=0)), "^samples must be .* but is 0"),
+    (lambda: random_direction_radius(MODEL, X, 1.0, RandomSearch(confidence=2)), "confidence must lie .* but is 2"),
     (lambda: decoder_jacobian(MODEL, uniform(2)), r"z must have shape \(n, d\).*\(2,\)"),
     (lambda: theorem_1(MODEL, X, -0.5), r"^r must be finite and >= 0, but holds -0\.5"),
     (lambda: theorem_1(MODEL, X, 1.0, samples=0), "^samples must be .* but is 0"),
     (lambda: theorem_1(MODEL, X, 1.0, confidence=0), "confidence must lie .* but is 0"),
     (lambda: maximum_damage(MODEL, X, -1.0), r"radius must be finite and >= 0, but holds -1\.0"),
     (lambda: maximum_damage(MODEL, X, math.inf), "radius must be finite and >= 0, but holds inf"),
-    (lambda: maximum_damage(MODEL, X, 1.0, method="adam"), "method must be one of .*'lbfgs', but is 'adam'"),
-    (lambda: maximum_damage(MODEL, X, 1.0, steps=0), "steps must be .* but is 0"),
-    (lambda: maximum_damage(MODEL, X, 1.0, restarts=0), "restarts must be .* but is 0"),
-    (lambda: maximum_damage(MODEL, X, 1.0, samples=0), "^samples must be .* but is 0"),
-    (lambda: maximum_damage(MODEL, X, 1.0, judging_samples=0), "judging_samples must be .* but is 0"),
-    (lambda: maximum_damage(MODEL, 2 * X, 1.0, box=True), r"x must hold pixels in \[0, 1\], but ranges over"),
+    (lambda: maximum_damage(MODEL, X, 1.0, AttackSettings(method="adam")), "method must be one of .*'lbfgs', but is 'adam'"),
+    (lambda: maximum_damage(MODEL, X, 1.0, AttackSettings(steps=0)), "steps must be .* but is 0"),
+    (lambda: maximum_damage(MODEL, X, 1.0, AttackSettings(restarts=0)), "restarts must be .* but is 0"),
+    (lambda: maximum_damage(MODEL, X, 1.0, AttackSettings(samples=0)), "^samples must be .* but is 0"),
+    (lambda: maximum_damage(MODEL, X, 1.0, AttackSettings(choosing_samples=0)), "judging_samples must be .* but is 0"),
+    (lambda: maximum_damage(MODEL, 2 * X, 1.0, AttackSettings(box=True)), r"x must hold pixels in \[0, 1\], but ranges over"),
     (lambda: latent_attack(MODEL, X, PAIR, 1.0), r"target must have shape \(1, 6\), but has \(2, 6\)"),
     (lambda: output_attack(MODEL, X, X * math.nan, 1.0), "target must be finite"),
     (lambda: latent_attack(MODEL, X, X, -1.0), r"radius must be finite and >= 0, but holds -1\.0"),
-    (lambda: output_attack(MODEL, X, X, 1.0, steps=0), "steps must be .* but is 0"),
-    (lambda: latent_attack(MODEL, X - 1, X, 1.0, box=True), r"x must hold pixels in \[0, 1\], but ranges over"),
+    (lambda: output_attack(MODEL, X, X, 1.0, AttackSettings(steps=0, restarts=2)), "steps must be .* but is 0"),
+    (lambda: latent_attack(MODEL, X - 1, X, 1.0, AttackSettings(box=True, restarts=2)), r"x must hold pixels in \[0, 1\], but ranges over"),
     (lambda: attack_margin(MODEL, X, -1.0), r"^r must be finite and >= 0, but holds -1\.0"),
-    (lambda: attack_margin(MODEL, X, 1.0, limit=-2.0), r"limit must be a finite number > 0, but is -2\.0"),
+    (lambda: attack_margin(MODEL, X, 1.0, search=MarginSearch(limit=-2.0)), r"limit must be a finite number > 0, but is -2\.0"),
     (lambda: attack_margin(MODEL, X, 1.0, guess=-1.0), r"^guess must be finite and >= 0, but holds -1\.0"),
-    (lambda: attack_margin(MODEL, X, 1.0, tolerance=1.0), r"tolerance must lie .* but is 1\.0"),
-    (lambda: attack_margin(MODEL, X, 1.0, judging_samples=0), "judging_samples must be .* but is 0"),
-    (lambda: attack_margin(MODEL, X, 1.0, confidence=1.5), r"confidence must lie .* but is 1\.5"),
-    (lambda: attack_margin(MODEL, 2 * X, 1.0, box=True), r"x must hold pixels in \[0, 1\], but ranges over"),
+    (lambda: attack_margin(MODEL, X, 1.0, search=MarginSearch(tolerance=1.0)), r"tolerance must lie .* but is 1\.0"),
+    (lambda: attack_margin(MODEL, X, 1.0, search=MarginSearch(judging_samples=0)), "judging_samples must be .* but is 0"),
+    (lambda: attack_margin(MODEL, X, 1.0, search=MarginSearch(confidence=1.5)), r"confidence must lie .* but is 1\.5"),
+    (lambda: attack_margin(MODEL, 2 * X, 1.0, attack=AttackSettings(box=True, restarts=2)), r"x must hold pixels in \[0, 1\], but ranges over"),
     (lambda: LinearGaussianVAE(sigma=0.0), r"sigma must be a finite number > 0, but is 0\.0"),
     (lambda: LinearGaussianVAE(sigma=-1), "sigma must be a finite number > 0, but is -1"),
     (lambda: LinearGaussianVAE(3, 4), "pixels must be a whole number of at least 4, but is 3"),
@@ -291,5 +283,5 @@ def test_results_have_the_shapes_that_are_documented(n, pixels, latents, samples
     assert encoder_jacobian(model, x).shape == (n, latents, pixels)
     assert decoder_jacobian(model, model.encode(x)[0]).shape == (n, pixels, latents)
     assert proposition_1(model, x).shape == theorem_1(model, x, 0.1, samples=samples).radius.shape == (n,)
-    radius = random_direction_radius(model, x, 0.1, samples=samples, grid=2, tolerance=1.0)
+    radius = random_direction_radius(model, x, 0.1, RandomSearch(samples=samples, grid=2, tolerance=1.0))
     assert radius.radius.shape == radius.low.shape == radius.high.shape == radius.censored.shape == (n,)

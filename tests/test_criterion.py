@@ -14,14 +14,9 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from vaerobust import criterion
-from vaerobust.criterion import (
-    clopper_pearson,
-    distance_quantile,
-    distances,
-    distances_in_random_directions,
-    log_likelihood,
-    probability_of_robustness,
-)
+from vaerobust.criterion import clopper_pearson, distance_quantile, probability_of_robustness
+from vaerobust.distance import distances, distances_in_random_directions
+from vaerobust.likelihood import log_likelihood
 from vaerobust.linear import LinearGaussianVAE
 
 SAMPLES = 4000

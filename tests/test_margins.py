@@ -9,11 +9,12 @@ from conftest import ALARM, DOUBLE, SpreadingVAE, graded_model, most_misses, squ
 from scipy import optimize, stats
 
 from vaerobust import margins
-from vaerobust.algorithms import minimum_r, random_direction_radius
-from vaerobust.attacks import maximum_damage
-from vaerobust.criterion import distances
+from vaerobust.algorithms import minimum_r
+from vaerobust.attacks import AttackSettings, maximum_damage
 from vaerobust.criterion import probability_of_robustness as count
-from vaerobust.margins import ATTEMPTS, attack_margin
+from vaerobust.distance import distances
+from vaerobust.margins import ATTEMPTS, MarginSearch, attack_margin
+from vaerobust.random_direction import RandomSearch, random_direction_radius
 
 SURE = 1 - ALARM
 """A confidence at which a confirmed margin below the exact one is an event that ALARM allows."""
@@ -39,7 +40,11 @@ def test_attack_margin_is_just_above_the_exact_margin(square):
     for level in (0.6, 0.9, 0.999):
         r = square.quantile(level)
         found = attack_margin(
-            square, uniform(3, 4), r, judging_samples=samples, tolerance=tolerance, confidence=SURE, steps=6
+            square,
+            uniform(3, 4),
+            r,
+            attack=AttackSettings(steps=6, restarts=2),
+            search=MarginSearch(judging_samples=samples, tolerance=tolerance, confidence=SURE),
         )
         exact = square.margin(r)
         p = surely_rejected(samples, 1 - (1 - SURE) / ATTEMPTS, 100)
@@ -62,7 +67,11 @@ def test_attack_margin_finds_the_one_bad_direction():
     tangent = 100 * np.prod((1 + lengths / 4) / (1 + lengths))
     short = 2 * 0.01 * np.sqrt(stats.chi2(4).isf(ALARM)) / 0.9 + 1 - 1 / np.sqrt(1 + tangent**2)
     found = attack_margin(
-        model, uniform(2, 20), 1.0, judging_samples=samples, tolerance=tolerance, steps=steps, confidence=SURE
+        model,
+        uniform(2, 20),
+        1.0,
+        attack=AttackSettings(steps=steps, restarts=2),
+        search=MarginSearch(judging_samples=samples, tolerance=tolerance, confidence=SURE),
     )
     p = surely_rejected(samples, 1 - (1 - SURE) / ATTEMPTS, 100)
     assert found.confirmed.all()
@@ -70,7 +79,9 @@ def test_attack_margin_finds_the_one_bad_direction():
     assert (found.radius <= shift_at(model, 1.0, p) * (1 + tolerance) ** ATTEMPTS / (1 - short)).all()
     assert short < 0.15  # a bound worth having
     # random directions are far from this one
-    assert (random_direction_radius(model, uniform(2, 20), 1.0, limit=10.0).low > 1.5 * found.radius).all()
+    assert (
+        random_direction_radius(model, uniform(2, 20), 1.0, RandomSearch(limit=10.0)).low > 1.5 * found.radius
+    ).all()
 
 
 def test_radius_is_the_length_of_a_perturbation_that_breaks_robustness(vae):
@@ -78,7 +89,13 @@ def test_radius_is_the_length_of_a_perturbation_that_breaks_robustness(vae):
     x = uniform(4, 12)
     r = minimum_r(vae, x, level=0.7, samples=2000, seed=1).value
     for box in (False, True):
-        found = attack_margin(vae, x, r, judging_samples=2000, box=box, confidence=SURE)
+        found = attack_margin(
+            vae,
+            x,
+            r,
+            attack=AttackSettings(box=box, restarts=2),
+            search=MarginSearch(judging_samples=2000, confidence=SURE),
+        )
         broken = torch.as_tensor(found.confirmed)
         assert broken.any()
         torch.testing.assert_close(found.delta.norm(dim=1)[broken], found.radius[broken], rtol=DOUBLE, atol=0)
@@ -113,7 +130,10 @@ def test_a_margin_is_confirmed_wrongly_as_seldom_as_it_says(square, monkeypatch)
         "restarts": 1,
         "samples": 1,
     }
-    found = [attack_margin(square, x, r, seed=10 * seed, confidence=0.6, **options) for seed in range(400)]
+    found = [
+        attack_margin(square, x, r, search=MarginSearch(confidence=0.6), seed=10 * seed, **options)
+        for seed in range(400)
+    ]
     assert not any(one.censored for one in found)
     assert all(one.radius <= square.margin(r) for one in found)
     wrong = sum(bool(one.confirmed) for one in found)
@@ -131,7 +151,10 @@ def test_no_margin_is_both_confirmed_and_censored(square):
         "restarts": 1,
         "samples": 1,
     }
-    found = [attack_margin(square, x, r, seed=10 * seed, confidence=0.6, **options) for seed in range(200)]
+    found = [
+        attack_margin(square, x, r, search=MarginSearch(confidence=0.6), seed=10 * seed, **options)
+        for seed in range(200)
+    ]
     cases = {(bool(one.confirmed), bool(one.censored)) for one in found}
     assert cases == {(True, False), (False, False), (False, True)}
 
@@ -139,7 +162,9 @@ def test_no_margin_is_both_confirmed_and_censored(square):
 def test_nothing_is_robust_below_the_median(square):
     """At the 0.2 quantile half of 2,000 samples are never within r, and the test confirms it."""
     r = torch.tensor([0.0, square.quantile(0.2), square.quantile(0.9)], dtype=torch.float64)
-    found = attack_margin(square, uniform(3, 4), r, judging_samples=2000, steps=3)
+    found = attack_margin(
+        square, uniform(3, 4), r, attack=AttackSettings(steps=3, restarts=2), search=MarginSearch(judging_samples=2000)
+    )
     assert found.radius[:2].tolist() == [0.0, 0.0]
     assert torch.equal(found.delta[:2], torch.zeros(2, 4, dtype=torch.float64))
     assert found.radius[2] > 0
@@ -150,7 +175,13 @@ def test_nothing_is_robust_below_the_median(square):
 def test_censoring_is_reported(square):
     """Below the exact margin no perturbation breaks anything, and 2,000 samples are not that unlucky."""
     r = square.quantile(0.99)
-    found = attack_margin(square, uniform(2, 4), r, limit=0.5 * square.margin(r), judging_samples=2000, steps=3)
+    found = attack_margin(
+        square,
+        uniform(2, 4),
+        r,
+        attack=AttackSettings(steps=3, restarts=2),
+        search=MarginSearch(limit=0.5 * square.margin(r), judging_samples=2000),
+    )
     assert found.censored.all()
     assert found.radius.tolist() == [found.limit] * 2
     assert found.limit == 0.5 * square.margin(r)
@@ -190,7 +221,14 @@ def test_a_guess_below_a_margin_that_is_beyond_the_limit_ends_at_the_limit(squar
     r = square.quantile(0.99)
     limit = 0.5 * square.margin(r)
     for guess in (0.0, 0.3 * limit, limit, 2 * limit):
-        found = attack_margin(square, uniform(2, 4), r, limit=limit, guess=guess, judging_samples=2000, steps=3)
+        found = attack_margin(
+            square,
+            uniform(2, 4),
+            r,
+            attack=AttackSettings(steps=3, restarts=2),
+            search=MarginSearch(limit=limit, judging_samples=2000),
+            guess=guess,
+        )
         assert found.censored.all() and not found.confirmed.any()
         assert found.radius.tolist() == [limit] * 2
         assert (found.delta.norm(dim=1) > 0.99 * limit).all()  # that which failed
@@ -200,9 +238,17 @@ def test_the_ladder_holds(square, graded):
     """Theorem 1 <= exact margin <= attack margin <= random-direction radius, the last but for sampling error."""
     for model in (square, graded):
         r, x = model.quantile(0.9), uniform(1, model.weight.shape[1])
-        attack = float(attack_margin(model, x, r, judging_samples=2000, samples=64, confidence=SURE).radius)
+        attack = float(
+            attack_margin(
+                model,
+                x,
+                r,
+                attack=AttackSettings(samples=64, restarts=2),
+                search=MarginSearch(judging_samples=2000, confidence=SURE),
+            ).radius
+        )
         assert 0 < model.theorem_1(r) < model.margin(r) <= attack
-    assert attack < float(random_direction_radius(graded, x, r, limit=5.0).radius)
+    assert attack < float(random_direction_radius(graded, x, r, RandomSearch(limit=5.0)).radius)
 
 
 def test_perturbing_sigma_matters_where_sigma_depends_on_the_input():
@@ -217,7 +263,7 @@ def test_perturbing_sigma_matters_where_sigma_depends_on_the_input():
     p = surely_rejected(samples, 1 - (1 - SURE) / ATTEMPTS, 100)
     exact, most = (optimize.brentq(lambda radius, p=p: probability(radius) - p, 0, 5) for p in (0.5, p))
     options = {"judging_samples": samples, "tolerance": tolerance, "confidence": SURE, "steps": 6}
-    moved = float(attack_margin(model, x, r, perturb_sigma=True, **options).radius)
+    moved = float(attack_margin(model, x, r, attack=AttackSettings(perturb_sigma=True, restarts=2), **options).radius)
     assert exact <= moved <= most * (1 + tolerance) ** ATTEMPTS
     fixed = float(attack_margin(model, x, r, **options).radius)
     assert fixed >= shift_at(model, r, 0.5) / 0.5 > most * (1 + tolerance) ** ATTEMPTS
@@ -242,7 +288,12 @@ def test_a_finer_tolerance_brings_the_margin_closer(square):
     """The bracket ends within 1 + tolerance, and each of the last attempts adds as much at most."""
     r, x = square.quantile(0.9), uniform(1, 4)
     coarse, fine = (
-        float(attack_margin(square, x, r, tolerance=tolerance, steps=6).radius) for tolerance in (0.5, 0.01)
+        float(
+            attack_margin(
+                square, x, r, attack=AttackSettings(steps=6, restarts=2), search=MarginSearch(tolerance=tolerance)
+            ).radius
+        )
+        for tolerance in (0.5, 0.01)
     )
     assert fine <= coarse <= fine * 1.5**ATTEMPTS
 
@@ -250,11 +301,11 @@ def test_a_finer_tolerance_brings_the_margin_closer(square):
 def test_the_last_samples_are_not_the_attacks(square):
     """Equal seeds give equal margins; the perturbation is an attack's own, within the radius that was tried."""
     r, x = square.quantile(0.9), uniform(1, 4)
-    first, again = (attack_margin(square, x, r, seed=3, steps=3) for _ in range(2))
+    first, again = (attack_margin(square, x, r, attack=AttackSettings(steps=3, restarts=2), seed=3) for _ in range(2))
     assert torch.equal(first.delta, again.delta)
-    other = attack_margin(square, x, r, seed=4, steps=3)
+    other = attack_margin(square, x, r, attack=AttackSettings(steps=3, restarts=2), seed=4)
     assert not torch.equal(first.delta, other.delta)
-    direct = maximum_damage(square, x, float(first.radius), steps=3, restarts=2, seed=3).delta
+    direct = maximum_damage(square, x, float(first.radius), AttackSettings(steps=3, restarts=2), seed=3).delta
     assert float(direct.norm()) == pytest.approx(float(first.radius), rel=1e-6)
 
 
@@ -262,7 +313,13 @@ def test_a_sampled_reference_is_a_model_with_twice_the_variance(square):
     """Two independent outputs differ by a Gaussian of variance 2 s^2 about the shift."""
     doubled = square_model(sigma=square.sigma * 2**0.5)
     r = doubled.quantile(0.9)
-    found = attack_margin(square, uniform(3, 4), r, reference="sample", judging_samples=4000, confidence=SURE, steps=6)
+    found = attack_margin(
+        square,
+        uniform(3, 4),
+        r,
+        attack=AttackSettings(steps=6, restarts=2),
+        search=MarginSearch(reference="sample", judging_samples=4000, confidence=SURE),
+    )
     p = surely_rejected(4000, 1 - (1 - SURE) / ATTEMPTS, 100)
     assert found.confirmed.all()
     assert (found.radius >= doubled.margin(r)).all()
@@ -272,7 +329,13 @@ def test_a_sampled_reference_is_a_model_with_twice_the_variance(square):
 def test_either_optimiser_finds_the_margin_of_a_linear_model(graded):
     r, x = graded.quantile(0.9), uniform(2, 20)
     for method in ("projected_gradient", "lbfgs"):
-        found = attack_margin(graded, x, r, method=method, judging_samples=4000, confidence=SURE)
+        found = attack_margin(
+            graded,
+            x,
+            r,
+            attack=AttackSettings(method=method, restarts=2),
+            search=MarginSearch(judging_samples=4000, confidence=SURE),
+        )
         assert found.confirmed.all()
         assert (found.radius >= graded.margin(r)).all()
         assert (found.radius <= 1.5 * graded.margin(r)).all()  # one direction in twenty is the worst, and both find it
