@@ -14,11 +14,11 @@ import sys
 import time
 from pathlib import Path
 
+from browser import NoBrowserError, launch
 from checkout import ROOT
 from playwright.sync_api import PdfMargins, sync_playwright
 from rendering import book_command, book_environment
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 MARGIN: PdfMargins = {"top": "18mm", "bottom": "18mm", "left": "14mm", "right": "14mm"}
 FOOTER = '<div style="width: 100%; font-size: 8px; text-align: center"><span class="pageNumber"></span></div>'
 
@@ -28,10 +28,6 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=ROOT / "_build", help="output folder (default: _build)")
     out = parser.parse_args().out.resolve()
-    browser = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if browser is None:
-        print(f"no browser: {', '.join(BROWSERS)}; on Debian: apt-get install chromium", file=sys.stderr)
-        return 1
     start = time.perf_counter()
     work = out / "single"
     shutil.rmtree(work, ignore_errors=True)
@@ -39,25 +35,27 @@ def main() -> int:
         return 1
     # Sphinx writes the page into book/, but its links to _static are those of a page at the top: move it there
     page = shutil.copy(work / "_build/singlehtml/book/index.html", work / "_build/singlehtml/all.html")
-    print_page(browser, Path(page), out / "book.pdf")
+    try:
+        print_page(Path(page), out / "book.pdf")
+    except NoBrowserError as error:
+        print(error, file=sys.stderr)
+        return 1
     shutil.rmtree(work)
     size = (out / "book.pdf").stat().st_size / 1e6
     print(f"{os.path.relpath(out / 'book.pdf')}: {size:.1f} MB, in {time.perf_counter() - start:.0f} s")
     return 0
 
 
-def print_page(browser: str, source: Path, target: Path) -> None:
-    """Print a page once its formulas are typeset and its pictures are loaded.
+def print_page(source: Path, target: Path) -> None:
+    """Print the page ``source`` into the PDF ``target``, once its formulas are typeset and its pictures are loaded.
 
-    Parameters
-    ----------
-    browser : str
-        Path of the browser's executable.
-    source, target : Path
-        The page and the PDF.
+    Raises
+    ------
+    NoBrowserError
+        If no browser starts.
     """
     with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=browser, args=["--no-sandbox", "--disable-gpu"])
+        chromium = launch(playwright)
         page = chromium.new_page(color_scheme="light")
         page.goto(source.as_uri(), wait_until="load", timeout=120_000)
         page.evaluate("() => MathJax.startup.promise.then(() => true)")
