@@ -1,4 +1,4 @@
-r"""No measured number is typed: find those in the text of notebooks that no code put there.
+r"""Find measured numbers that were typed into the text of notebooks, where only code may put them.
 
 ``python book/prose.py [FILE ...]`` looks at the text, the captions and the strings in the code of MyST notebooks, by
 default at all notebooks of the book. It prints file, line, number and context of what it finds. ``book/build.py`` calls

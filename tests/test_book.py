@@ -239,3 +239,17 @@ def test_make_help_lists_every_target():
     listed = [line.split()[0] for line in done.stdout.splitlines() if line.startswith("  ")]
     assert sorted(listed) == sorted(declared)
     assert {"book", "test", "smoke", "train", "serve", "bench", "lint", "clean"} <= set(listed)
+
+
+@pytest.mark.parametrize("name", ["developers", "rerun"])
+def test_pages_about_the_code_name_files_and_targets_that_exist(name):
+    text = (ROOT / f"book/{name}.md").read_text()
+    named = set(re.findall(r"`((?:[\w.]+/)*[\w.]+\.(?:py|md|yml|toml|json)|[\w./]+/)`", text))
+    named -= {"notebooks/10_name.md"}  # the chapter to be written
+    paths = {path for path in named if not path.startswith(("_build/", "NAME."))}
+    assert len(paths) > 3
+    missing = {path for path in paths if not any((folder / path).exists() for folder in (ROOT, ROOT / "vaerobust"))}
+    assert missing == set()
+    targets = set(re.findall(r"\bmake (\w+)`", text)) | set(re.findall(r"^make (\w+)", text, re.MULTILINE))
+    declared = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)[1].split()
+    assert targets <= set(declared)

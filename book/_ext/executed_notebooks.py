@@ -37,7 +37,9 @@ from sphinx.util import logging
 log = logging.getLogger(__name__)
 FOLDER = "notebooks"
 VARIABLE = "VAEROBUST_OUT"
+"""Environment variable with the output folder of the build, set in ``book/rendering.py``."""
 FIGURE = re.compile(r"<!-- figure: (\w+) ([\w-]+) -->")
+"""Comment by which a page of prose asks for a figure: name of the notebook, name of the figure."""
 
 
 def out_folder(app: Sphinx) -> Path:
@@ -143,7 +145,7 @@ def box(name: str, notebook: NotebookNode, record: dict[str, Any], run: dict[str
         "Data": "; ".join(used),
         "Parameters": f"changed for this run: {changed}" if changed else "at full scale, as in the cell of parameters",
         "Notebook": f'<a href="../_sources/{FOLDER}/{name}.ipynb" download>{name}.ipynb</a>, as executed; '
-        "it runs wherever the package is installed",
+        "it runs wherever `vaerobust[book]` is installed",
     }  # fmt: skip
     return "\\\n".join(f"**{what}.** {text}." for what, text in lines.items())
 
