@@ -24,7 +24,7 @@ BLOCK = re.compile(r"(<!-- claims -->\n).*?(<!-- /claims -->)", re.DOTALL)
 
 def main() -> int:
     """Accept the last build at full scale; return the exit status."""
-    from vaerobust.files import write_atomically
+    from vaerobust.zoo.files import write_atomically
 
     built = ROOT / "_build/claims.json"
     if not built.exists():

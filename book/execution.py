@@ -53,7 +53,7 @@ def execute(tasks: list[Task], jobs: int) -> dict[str, str]:
     """Run the tasks, ``jobs`` at a time; return the problems by notebook."""
     if not tasks:
         return {}
-    from vaerobust.zoo.training import processor
+    from vaerobust.zoo.machine import processor
 
     jobs = max(1, min(jobs, len(tasks)))
     threads = max(1, processors() // jobs)
@@ -136,7 +136,7 @@ def run(task: Task, scratch: Path) -> Outcome:
     """Execute one notebook, and keep its copy under ``task.target`` or, if it failed, ``task.failed``."""
     import nbformat
 
-    from vaerobust.files import write_atomically
+    from vaerobust.zoo.files import write_atomically
 
     after = scratch / f"{task.source.stem}.ipynb"
     start = time.perf_counter()

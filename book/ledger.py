@@ -41,7 +41,7 @@ def judge_build(out: Path, registry: Path = REGISTRY, least: int = LEAST) -> Led
         If the registry is not well formed, or if records do not fit it: a claim is not recorded, not in the registry,
         recorded twice, or recorded by another notebook. No file is left in this case.
     """
-    from vaerobust.files import write_atomically
+    from vaerobust.zoo.files import write_atomically
 
     (out / "claims.json").unlink(missing_ok=True)
     copies = {path.stem: json.loads(path.read_bytes()) for path in sorted((out / "executed/notebooks").glob("*.ipynb"))}

@@ -1,40 +1,161 @@
-"""Trained models on disk: safetensors in float16, with a JSON manifest beside each."""
+"""Trained models on disk: weights as safetensors in float16, and beside them a manifest in JSON.
+
+Start at :func:`pretrained`, which loads a model that ships with the package. :func:`load_model` loads any other one.
+How models are trained is in :mod:`vaerobust.zoo.training`.
+"""
 
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
 
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from vaerobust.files import digest, write_atomically
 from vaerobust.model import VAE
+from vaerobust.zoo.files import digest, write_atomically
+from vaerobust.zoo.machine import Hardware
 from vaerobust.zoo.protocol import Spec
+from vaerobust.zoo.typed_json import from_plain, to_plain
 
 SHIPPED = Path(__file__).parent / "pretrained"
-Manifest = dict[str, Any]
+"""The folder of the models that ship with the package."""
 
 
-class Trained(NamedTuple):
-    """A trained model and what is known of how it came about."""
+@dataclass(frozen=True)
+class FinalTerms:
+    """The terms of the ELBO at the end of training, in nats per point, not weighted by beta.
+
+    Attributes
+    ----------
+    train_elbo, train_reconstruction, train_kl : float
+        ELBO, its reconstruction term and its KL term: means over the training images, with one sample of z per image.
+    test_elbo, test_reconstruction, test_kl : float
+        The same over the test images.
+    """
+
+    train_elbo: float
+    train_reconstruction: float
+    train_kl: float
+    test_elbo: float
+    test_reconstruction: float
+    test_kl: float
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One epoch of a training run.
+
+    Attributes
+    ----------
+    seconds : float
+        Wall time of the training steps.
+    train_elbo, train_reconstruction, train_kl : float
+        In nats per point: means over the epoch's batches, each taken before the batch's step.
+    test_elbo, test_reconstruction, test_kl : float
+        In nats per point, after the epoch, with one sample of z per image.
+    """
+
+    seconds: float
+    train_elbo: float
+    train_reconstruction: float
+    train_kl: float
+    test_elbo: float
+    test_reconstruction: float
+    test_kl: float
+
+
+@dataclass(frozen=True)
+class ImagesUsed:
+    """Which images were used.
+
+    Attributes
+    ----------
+    source : str
+        Where the raw files came from, in words.
+    images : int
+        Number of images.
+    sha256 : str
+        SHA-256 of their pixels.
+    """
+
+    source: str
+    images: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class SplitsUsed:
+    """The images of a training run: those it was trained on and those it was evaluated on."""
+
+    train: ImagesUsed
+    test: ImagesUsed
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """How a model was trained, and what came out.
+
+    Attributes
+    ----------
+    spec : Spec
+        Everything that the run depended on, beside the images.
+    final : FinalTerms
+        ELBO and its terms, of the weights before they were rounded to float16.
+    data : SplitsUsed
+        Images of both splits.
+    seconds : float
+        Wall time of all training epochs.
+    versions : dict
+        Version by name of package, Python among them.
+    hardware : Hardware
+    history : tuple of Epoch
+        One per epoch, with seven significant digits.
+    weights_sha256 : str
+        SHA-256 of the file of the weights.
+    """
+
+    spec: Spec
+    final: FinalTerms
+    data: SplitsUsed
+    seconds: float
+    versions: dict[str, str]
+    hardware: Hardware
+    history: tuple[Epoch, ...]
+    weights_sha256: str
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained model.
+
+    Attributes
+    ----------
+    vae : VAE
+        In float32, with gradients off.
+    manifest : Manifest
+        How it was trained.
+    """
 
     vae: VAE
     manifest: Manifest
 
 
 def half_precision_bytes(vae: VAE) -> bytes:
-    """Return the weights as safetensors in float16, half the size of what they were trained in."""
+    """Return the weights as a safetensors file in float16, half the size of the float32 that they were trained in."""
     return save({name: value.detach().cpu().half().contiguous() for name, value in vae.state_dict().items()})
 
 
 def save_model(path: Path, vae: VAE, manifest: Manifest) -> None:
-    """Write ``path`` (weights) and its .json (manifest, with their digest), each whole or not at all."""
+    """Write the weights to ``path`` and the manifest, with the digest of the weights, beside it as .json.
+
+    Each file is written as a whole or not at all.
+    """
     content = half_precision_bytes(vae)
-    manifest = manifest | {"weights_sha256": digest(content)}
+    manifest = replace(manifest, weights_sha256=digest(content))
     write_atomically(path, content)
-    write_atomically(path.with_suffix(".json"), (json.dumps(manifest, indent=1) + "\n").encode())
+    write_atomically(path.with_suffix(".json"), (json.dumps(to_plain(manifest), indent=1) + "\n").encode())
 
 
 def load_model(path: str | Path) -> Trained:
@@ -43,31 +164,29 @@ def load_model(path: str | Path) -> Trained:
     Parameters
     ----------
     path : path
-        The .safetensors file; its manifest lies beside it.
+        The .safetensors file; its manifest lies beside it as .json.
 
     Returns
     -------
     Trained
-        The model, in float32 and with gradients off, and its manifest.
 
     Raises
     ------
     FileNotFoundError
-        If weights or manifest are missing.
+        If the weights or the manifest are missing.
     ValueError
-        If either is corrupt, or the weights are not those of the manifest.
+        If either is corrupt, or the manifest belongs to other weights.
     """
     path = Path(path)
     try:
-        manifest = json.loads(path.with_suffix(".json").read_text())
-        spec = manifest["spec"]  # fields that came later have their defaults
+        manifest = from_plain(Manifest, json.loads(path.with_suffix(".json").read_text()))
         content = path.read_bytes()
-        if digest(content) != manifest["weights_sha256"]:
+        if digest(content) != manifest.weights_sha256:
             raise ValueError("its SHA-256 is not the one in its manifest")
         weights = load(content)
-        vae = Spec(**spec).build()
+        vae = manifest.spec.build()
         vae.load_state_dict({name: value.float() for name, value in weights.items()})
-    except (ValueError, KeyError, TypeError, SafetensorError, RuntimeError) as error:
+    except (ValueError, TypeError, SafetensorError, RuntimeError) as error:
         raise ValueError(f"model {path} is corrupt ({type(error).__name__}: {error})") from error
     return Trained(vae.requires_grad_(False), manifest)
 
@@ -81,14 +200,14 @@ def pretrained(
     ----------
     dataset : {'mnist', 'fashion-mnist'}
     beta : float
-        0.1, 0.5, 1, 2, 5 or 10.
+        Weight of the KL term: 0.1, 0.5, 1, 2, 5 or 10.
     tau : float
-        0; or 0.1, 0.5 or 1 on MNIST with beta = 1.
+        Offset of the encoder's standard deviation: 0; on MNIST with beta = 1 also 0.1, 0.5 or 1.
     folder : path
-        Another folder of models, such as your own from ``make train``.
+        Another folder of models, for example one that ``vaerobust train`` has filled.
     **other : str or int
         Further fields of :class:`vaerobust.zoo.protocol.Spec`, such as ``objective="beta-tc"``,
-        ``likelihood="gaussian"`` or ``latents=2``, for those of its ``COMPANIONS``.
+        ``likelihood="gaussian"`` or ``latents=2``. With these the models of its list ``COMPANIONS`` are found.
 
     Returns
     -------
@@ -97,7 +216,7 @@ def pretrained(
     Raises
     ------
     ValueError
-        If there is no such model; the message lists those there are.
+        If there is no such model; the message lists the models of the folder.
     """
     name = Spec(dataset, beta, tau, **other).name  # type: ignore[arg-type]
     path = Path(folder) / f"{name}.safetensors"
