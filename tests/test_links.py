@@ -18,8 +18,9 @@ INTERNAL = {
     "vaerobust.batches",
     "vaerobust.checks",
     "vaerobust.commands",
-    "vaerobust.files",
     "vaerobust.study.benchmarks",
+    "vaerobust.zoo.files",
+    "vaerobust.zoo.typed_json",
 }
 """Modules that nobody who measures a VAE needs, and that the reference leaves out."""
 BOX = re.compile(r"^`{3,}\{prf:(?!proof)\w+\}.*\n(?::label: (\S+))?", re.MULTILINE)
