@@ -66,7 +66,7 @@ def load(spec: Spec, kind: type[Kind], *, folder: Path = FOLDER) -> Kind:
         if issubclass(kind, BothSidesSummary):
             add_perturbations(content, perturbations_path(path))
         found = from_plain(kind, content)
-        if found.provenance.spec != spec:
+        if found.provenance.spec.name != spec.name:
             raise ValueError(f"it is of the model {found.provenance.spec.name}")
     except (ValueError, TypeError) as error:
         raise ValueError(f"summary {path} is corrupt ({type(error).__name__}: {error})") from error
