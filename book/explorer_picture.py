@@ -15,11 +15,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from vaerobust.study._soon import BothSides
 from vaerobust.criterion import probability_of_robustness
 from vaerobust.distance import distances
 from vaerobust.model import VAE
 from vaerobust.page import figures
+from vaerobust.study._soon import BothSides
 from vaerobust.zoo.protocol import Spec
 
 SIZES = (1e-3, 64.0)
@@ -149,8 +149,9 @@ def state(spec: Spec, vae: VAE, images: Tensor, bounds: BothSides, number: int) 
 def draw(state: State) -> Figure:
     """Draw four images, the distribution of D, and the bounds on the axis of sizes."""
     figures.set_style()
-    layout = [list(state.images), ["D"] * 4, ["size"] * 4]
-    figure, axes = plt.subplot_mosaic(layout, figsize=(7, 6.4), height_ratios=[3, 4, 3])
+    figure, axes = plt.subplot_mosaic(
+        [list(state.images), ["D"] * 4, ["size"] * 4], figsize=(7, 6.4), height_ratios=[3, 4, 3]
+    )
     for name, image in state.images.items():
         draw_image(axes[name], image, TITLES_OF_IMAGES[name])
     draw_distances(axes["D"], state.clean, state.moved, state.r)

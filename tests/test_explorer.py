@@ -129,7 +129,9 @@ def test_places_on_the_axis_and_sizes_are_each_others_inverse():
     sizes = np.array([0, 1e-4, 0.01, 1, 64])
     assert explorer_picture.position(0) == 0
     assert explorer_picture.position(64) == 1
-    np.testing.assert_allclose(explorer_picture.size_at(explorer_picture.position(sizes)), sizes, rtol=1e-12, atol=1e-15)
+    np.testing.assert_allclose(
+        explorer_picture.size_at(explorer_picture.position(sizes)), sizes, rtol=1e-12, atol=1e-15
+    )
 
 
 # The page

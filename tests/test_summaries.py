@@ -15,10 +15,10 @@ from conftest import DOUBLE, random_vae, seeded, uniform
 from vaerobust import commands
 from vaerobust.attacks import AttackSettings
 from vaerobust.bounds import theorem_1
-from vaerobust.study._soon import both_sides as _both_sides
-from vaerobust.study._soon import curves as _curves
 from vaerobust.likelihood import log_likelihood
 from vaerobust.study import measurements, summaries
+from vaerobust.study._soon import both_sides as _both_sides
+from vaerobust.study._soon import curves as _curves
 from vaerobust.study.choices import CHOICES, DEFAULT, FIXED_R, Choice
 from vaerobust.study.encoder import ACTIVE_NATS, encoder_statistics
 from vaerobust.study.measurements import ATTACKED_MODELS, CHOICES_MODELS, MEASUREMENTS, Measurement
@@ -153,10 +153,10 @@ def test_two_sides_are_measured_again():
 def test_curves_have_two_ends(spec):
     summary = load(spec, CurvesSummary)
     assert is_of(summary, spec)
-    assert summary.radii == measurements.RADII_OF_CURVES
+    assert summary.curves.radii.tolist() == list(measurements.RADII_OF_CURVES)
     certified, broken = summary.curves.certified, summary.curves.broken
     assert summary.curves.confidence == measurements.CONFIDENCE
-    assert certified.shape == broken.shape == (len(summary.radii), 100)
+    assert certified.shape == broken.shape == (len(summary.curves.radii), 100)
     assert (certified >= broken).all()
     assert (broken > 0).all()
     assert (certified.nan_to_num(posinf=1e9).diff(dim=0) >= 0).all()

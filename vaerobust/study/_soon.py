@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from vaerobust.certify import both_sides as old
@@ -39,6 +40,7 @@ class Sandwich(Result):
 
 @dataclass(frozen=True, eq=False)
 class Curves(Result):
+    radii: Tensor
     certified: Tensor
     broken: Tensor
     confidence: float
@@ -58,4 +60,4 @@ def both_sides(model: Any, x: Tensor, confidence: float) -> Sandwich:
 
 
 def curves(model: Any, x: Tensor, radii: Any, confidence: float) -> Curves:
-    return Curves(*old.curves(model, x, radii))
+    return Curves(torch.tensor(radii), *old.curves(model, x, radii))

@@ -260,7 +260,7 @@ def measure_curves(trained: Trained, images: Images) -> CurvesSummary:
     """Enclose the least r of the first images for perturbations of each norm."""
     start = time.perf_counter()
     found = curves(trained.vae, images.pixels[:BOTH_SIDES_IMAGES], RADII_OF_CURVES, confidence=CONFIDENCE)
-    return CurvesSummary(provenance(trained, images, start), RADII_OF_CURVES, found)
+    return CurvesSummary(provenance(trained, images, start), found)
 
 
 def provenance(trained: Trained, images: Images, start: float) -> Provenance:

@@ -301,13 +301,10 @@ class CurvesSummary(Summary):
     Attributes
     ----------
     provenance : Provenance
-    radii : tuple of float
-        Norms R of the perturbations, in pixels.
     curves : Curves
-        The two ends, each of shape (len(radii), n).
+        The norms R of the perturbations in pixels, and both ends of the least r for each of them.
     """
 
     kind: ClassVar[str] = "curves"
 
-    radii: tuple[float, ...]
     curves: Curves

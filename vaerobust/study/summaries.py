@@ -40,7 +40,7 @@ def load(spec: Spec, kind: type[Kind], *, folder: Path = FOLDER) -> Kind:
     Parameters
     ----------
     spec : Spec
-        The model.
+        The model. Fields that are not part of its name, such as ``precision``, may be left out.
     kind : type
         A kind of summary, such as :class:`vaerobust.study.records.ModelSummary`.
     folder : path
