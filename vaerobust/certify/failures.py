@@ -1,0 +1,221 @@
+"""What samples of the unperturbed model say about the noise that fails.
+
+Noise eta fails at the point x if it takes the reconstruction further than r: D(x) > r. The set of such noise is called
+B here and in chapter 5. A certificate needs to know how likely B is, and how far from 0 it lies along each direction.
+
+Here are the samples' own sums (:func:`failures`) and the upper confidence limits that follow from them
+(:func:`confidence_limits`, the lemma "Moments of failure" of chapter 5, lem-moments). What the limits allow is the
+subject of :mod:`vaerobust.certify.safe_shift`, and the certificate that of :mod:`vaerobust.certify.certificates`.
+
+Start reading at :func:`failures`, then :func:`confidence_limits`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from scipy import stats
+from torch import Tensor
+
+from vaerobust import checks
+from vaerobust.batches import ROWS, slices
+from vaerobust.certify.safe_shift import normal_density
+from vaerobust.distance import distance
+from vaerobust.jacobians import largest_eigenvalue
+from vaerobust.model import GaussianVAE
+from vaerobust.randomness import Seed, as_generator, normal
+from vaerobust.results import Result
+
+BANDS = torch.cat([torch.zeros(1), torch.linspace(0.6, 1.0, 11)]).double()
+"""Edges beta_j between the bands of directions of thm-certified. Each band has limits and a safe shift of its own. A
+direction a belongs to a band by (a' V a)^(1/2): how far the encoder moves along it at x, relative to the direction
+along which it moves furthest. The last band is that direction alone."""
+WEIGHTS = (0.0, 0.01, 0.03, 0.1, 0.3, 1.0)
+"""c_k of lem-moments: weights of the metric V against the second moments, in the joint bounds on both."""
+FIRST_SHARE = 0.1
+"""c'_k / c_k: first moments enter squared and are an order of magnitude smaller than second ones."""
+GAMMAS = (0.03, 0.1, 0.3, 1.0, 3.0)
+"""Values of gamma in lem-moments that are tried."""
+
+
+@dataclass(frozen=True, eq=False)
+class Failures(Result):
+    """Number and moments of the samples that fail, D(x) > r, for one value of r.
+
+    Attributes
+    ----------
+    number : Tensor, shape (n,)
+        Number of samples that fail.
+    first : Tensor, shape (n, d_z)
+        Sample mean of 1_B eta: eta where it fails, and 0 where it does not.
+    second : Tensor, shape (n, d_z, d_z)
+        Sample mean of 1_B eta eta'.
+    samples : int
+        Number of samples, whether they fail or not.
+    """
+
+    number: Tensor
+    first: Tensor
+    second: Tensor
+    samples: int
+
+
+class Limits(NamedTuple):
+    """Upper confidence limits on the mass and the moments of the noise that fails, along the directions of each band.
+
+    Attributes
+    ----------
+    mass : Tensor, shape (n,)
+        Limit of P(B): m_0.
+    first : Tensor, shape (n, bands)
+        Limit of |E[1_B a.eta]| for every unit vector a in the band: m_1.
+    second : Tensor, shape (n, bands)
+        Limit of E[1_B (a.eta)^2] for the same: m_2.
+    """
+
+    mass: Tensor
+    first: Tensor
+    second: Tensor
+
+
+class MomentErrors(NamedTuple):
+    """Errors of the sample's moments: eps_1 and eps_2 of lem-moments at the mass m_0, each of shape (n,)."""
+
+    first: Tensor
+    second: Tensor
+
+
+@torch.no_grad()
+def failures(
+    model: GaussianVAE,
+    x: Tensor,
+    r_values: Sequence[float | Tensor],
+    *,
+    samples: int = 100_000,
+    seed: Seed = 0,
+) -> list[Failures]:
+    """Count the noise that takes D(x) beyond each of some values of r, and sum its first two moments.
+
+    Parameters
+    ----------
+    model : GaussianVAE
+    x : Tensor, shape (n, d_x)
+    r_values : sequence of float or Tensor of shape (n,)
+        Values of r, >= 0, chosen with other samples. All of them are judged by the same samples.
+    samples : int
+        Draws of eta, the same for every point. Any number fits in memory, since only sums are kept.
+    seed : int or torch.Generator
+        See :mod:`vaerobust.randomness`.
+
+    Returns
+    -------
+    list of Failures
+        One for each r.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument has the wrong shape or range.
+    """
+    checks.vectors("x", x)
+    checks.count("samples", samples)
+    r = torch.stack([checks.per_point("r", one, len(x), x) for one in r_values], 1)  # (n, values)
+    generator = as_generator(seed, x)
+    mu, sigma = model.encode(x)  # each (n, d_z)
+    centre = model.decode(mu)  # (n, d_x)
+    width = mu.shape[1]
+    # One matrix product makes all three sums: of 1, of eta and of eta eta'
+    total = torch.zeros(len(x), r.shape[1], 1 + width + width**2, dtype=torch.float64, device=x.device)
+    for draws in slices(samples, ROWS // 8):
+        eta = normal(draws.stop - draws.start, mu, generator)  # (draws, d_z)
+        powers = torch.cat([torch.ones_like(eta[:, :1]), eta, (eta[:, :, None] * eta[:, None]).flatten(1)], 1)
+        for i in slices(len(x), max(1, ROWS // len(eta))):
+            d = distance(model, mu[i, None], sigma[i, None], eta, centre[i, None])  # (points, draws)
+            fails = d[:, None] > r[i, :, None]  # (points, values, draws)
+            total[i] += (fails.to(x.dtype) @ powers).double()
+    count, first, second = total.split([1, width, width**2], dim=2)
+    return [
+        Failures(count[:, k, 0], first[:, k] / samples, second[:, k].unflatten(1, (width, width)) / samples, samples)
+        for k in range(r.shape[1])
+    ]
+
+
+def confidence_limits(found: Failures, metric: Tensor, alpha: float) -> Limits:
+    """Return limits on what fails that hold all at once, for all directions, with probability 1 - alpha (lem-moments).
+
+    The largest moment over all directions is reached in one fixed direction, which does not depend on the draws. The
+    sample's largest moment is at least the sample's moment in that direction. So one scalar inequality is enough,
+    whatever the number of latents.
+
+    Parameters
+    ----------
+    found : Failures
+    metric : Tensor, shape (n, d_z, d_z)
+        V of lem-moments: W_0 / lambda_max(W_0), chosen without a look at the draws.
+    alpha : float
+        In (0, 1). The mass and the two kinds of moments have a third of it each.
+
+    Returns
+    -------
+    Limits
+    """
+    mass = mass_limit(found, alpha / 3).to(metric)
+    errors = moment_errors(mass, found.samples, alpha)
+    return Limits(mass, first_limits(found, metric, errors.first), second_limits(found, metric, errors.second))
+
+
+def mass_limit(found: Failures, alpha: float) -> Tensor:
+    """Return the one-sided Clopper-Pearson limit of P(B), which is too low with probability alpha at most."""
+    count = found.number.cpu().numpy()
+    high = stats.beta.isf(alpha, count + 1, np.maximum(found.samples - count, 1))
+    return torch.as_tensor(np.where(count == found.samples, 1.0, high))
+
+
+def moment_errors(mass: Tensor, samples: int, alpha: float) -> MomentErrors:
+    """Return eps_1 and eps_2 of lem-moments at m_0 = ``mass``.
+
+    Each of the 2 N statements behind them, N the number of weights c_k, fails with probability exp(-kappa) at most. The
+    errors are evaluated at the upper limit of P(B), where they are at least as large as at P(B) itself.
+    """
+    kappa = math.log(len(WEIGHTS) / (alpha / 3))
+    # Among all sets of this mass, |s| > edge has the largest moments; s is standard normal
+    edge = torch.as_tensor(stats.norm.isf(mass.cpu().numpy() / 2)).to(mass)  # e(m_0)
+    density, tail = normal_density(edge), mass / 2
+    # The lower tail of a mean of numbers >= 0 is bounded by their second moment, E[s^4; |s| > edge]
+    fourth = 2 * ((edge**3 + 3 * edge) * density + 3 * tail)
+    second = (2 * fourth * kappa / samples).sqrt()
+    # That of a mean of numbers of both signs is bounded by E[s^2 exp(theta |s|); |s| > edge]. The theta of the proof
+    # must not depend on the samples: it belongs to the mass in [P(B), 1] whose eps_1 is least. Since m_0 lies in that
+    # interval, eps_1(m_0) is at least the error of the proof
+    square = 2 * (edge * density + tail)  # E[s^2; |s| > edge]
+    theta = (2 * kappa / (samples * square)).sqrt()
+    lower = edge - theta  # completing the square turns the exponential moment into moments beyond this edge
+    moved = torch.special.ndtr(-lower)
+    tilted = 2 * torch.exp(theta**2 / 2) * ((1 + theta**2) * moved + (lower + 2 * theta) * normal_density(lower))
+    return MomentErrors(kappa / (samples * theta) + theta * tilted / 2, second)
+
+
+def first_limits(found: Failures, metric: Tensor, error: Tensor) -> Tensor:
+    """Return the limit of |E[1_B a.eta]| in each band: the least over c'_k and gamma in lem-moments, (n, bands)."""
+    weights, edges = torch.tensor(WEIGHTS).to(metric), BANDS.to(metric) ** 2
+    outer = found.first[:, :, None] * found.first[:, None, :]  # (n, d_z, d_z)
+    options = []
+    for gamma in GAMMAS:  # (m + eps)^2 <= (1 + gamma) m^2 + (1 + 1 / gamma) eps^2
+        joint = (1 + gamma) * outer[:, None] + FIRST_SHARE * (weights[:, None, None] * metric[:, None])
+        largest = largest_eigenvalue(joint) + (1 + 1 / gamma) * error[:, None] ** 2  # (n, weights)
+        # In band j, a' V a >= beta_j^2, and that much of the joint bound belongs to the metric
+        options.append(largest[:, :, None] - FIRST_SHARE * weights[:, None] * edges)  # (n, weights, bands)
+    return torch.cat(options, 1).amin(1).clamp(min=0).sqrt()
+
+
+def second_limits(found: Failures, metric: Tensor, error: Tensor) -> Tensor:
+    """Return the limit of E[1_B (a.eta)^2] in each band: the least over c_k in lem-moments, (n, bands)."""
+    weights, edges = torch.tensor(WEIGHTS).to(metric), BANDS.to(metric) ** 2
+    joint = found.second[:, None] + weights[:, None, None] * metric[:, None]  # (n, weights, d_z, d_z)
+    largest = largest_eigenvalue(joint) + error[:, None]  # (n, weights)
+    return (largest[:, :, None] - weights[:, None] * edges).amin(1).clamp(min=0)
