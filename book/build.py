@@ -240,7 +240,7 @@ def execute(tasks: list[Task], jobs: int) -> dict[str, str]:
         return {}
     from tqdm import tqdm
 
-    from vaerobust.zoo.training import processor
+    from vaerobust.zoo.machine import processor
 
     jobs = max(1, min(jobs, len(tasks)))
     threads = max(1, processors() // jobs)
@@ -315,7 +315,7 @@ def run(task: Task, scratch: Path) -> Outcome:
     from jupyter_client.manager import AsyncKernelManager
     from papermill.exceptions import PapermillExecutionError
 
-    from vaerobust.files import write_atomically
+    from vaerobust.zoo.files import write_atomically
 
     name = task.source.stem
 

@@ -136,7 +136,7 @@ def judge_build(out: Path, registry: Path = REGISTRY, least: int = LEAST) -> Led
     LedgerError
         If registry and records do not fit: a claim missing, unknown, recorded twice, or by another notebook.
     """
-    from vaerobust.files import write_atomically
+    from vaerobust.zoo.files import write_atomically
 
     (out / "claims.json").unlink(missing_ok=True)  # whole and of this build, or absent
     copies = {path.stem: json.loads(path.read_bytes()) for path in sorted((out / "executed/notebooks").glob("*.ipynb"))}
@@ -224,7 +224,7 @@ def as_json(ledger: Ledger) -> bytes:
 
 def main() -> int:
     """Accept the last build at full scale; return the exit status."""
-    from vaerobust.files import write_atomically
+    from vaerobust.zoo.files import write_atomically
 
     built = ROOT / "_build/claims.json"
     if not built.exists():
