@@ -67,13 +67,21 @@ def test_without_apt_nothing_is_installed_by_it(bare):
     assert not browser.UNPACKED.exists()
 
 
-def test_packages_are_unpacked_with_a_script_that_starts_the_browser(bare):
+@pytest.mark.parametrize("fonts", [True, False])
+def test_packages_are_unpacked_with_a_script_that_starts_the_browser(bare, monkeypatch, fonts):
     """Stand-ins for apt-get and dpkg do what these do: list, download and unpack."""
+    monkeypatch.setattr(browser, "SYSTEM_FONTS", bare if fonts else bare / "none")
     call = 'case "$*" in *--simulate*) echo "Inst chromium (1)"; echo "Inst libx (2)";; *download*) : > a.deb;; esac'
     script(bare, "apt-get", call)
     unpacked = 'd="$3/usr/lib"; /bin/mkdir -p "$d/chromium"; : > "$d/libx.so.1"'
     script(bare, "dpkg", f'{unpacked}; echo "echo \\$LD_LIBRARY_PATH" > "$d/chromium/chromium"')
     assert browser.unpack_by_apt()
-    assert sorted(path.name for path in browser.UNPACKED.iterdir()) == ["root", "run"]
-    assert str(browser.UNPACKED / "root/usr/lib") in (browser.UNPACKED / "run").read_text()
+    assert sorted(path.name for path in browser.UNPACKED.iterdir()) == [
+        *([] if fonts else ["fonts.conf"]),
+        "root",
+        "run",
+    ]
+    starter = (browser.UNPACKED / "run").read_text()
+    assert str(browser.UNPACKED / "root/usr/lib") in starter
+    assert ("FONTCONFIG_FILE" in starter) is not fonts
     assert list(browser.candidates()) == [str(browser.UNPACKED / "run")]
