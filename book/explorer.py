@@ -28,8 +28,8 @@ import torch
 from explorer_picture import BOUNDS, INTERVAL_CONFIDENCE, SIZES, TITLES
 from torch import Tensor
 
+from vaerobust.certify.both_sides import BothSides
 from vaerobust.study import summaries
-from vaerobust.study._soon import BothSides
 from vaerobust.study.records import BothSidesSummary
 from vaerobust.zoo import data
 from vaerobust.zoo.protocol import GRID, Spec

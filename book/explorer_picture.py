@@ -15,11 +15,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from vaerobust.certify.both_sides import BothSides
 from vaerobust.criterion import probability_of_robustness
 from vaerobust.distance import distances
 from vaerobust.model import VAE
 from vaerobust.page import figures
-from vaerobust.study._soon import BothSides
 from vaerobust.zoo.protocol import Spec
 
 SIZES = (1e-3, 64.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from dataclasses import asdict, dataclass, fields, replace
 from typing import ClassVar
 
@@ -15,10 +16,10 @@ from conftest import DOUBLE, random_vae, seeded, uniform
 from vaerobust import commands
 from vaerobust.attacks import AttackSettings
 from vaerobust.bounds import theorem_1
+from vaerobust.certify.both_sides import both_sides
+from vaerobust.certify.curves import curves
 from vaerobust.likelihood import log_likelihood
 from vaerobust.study import measurements, summaries
-from vaerobust.study._soon import both_sides as _both_sides
-from vaerobust.study._soon import curves as _curves
 from vaerobust.study.choices import CHOICES, DEFAULT, FIXED_R, Choice
 from vaerobust.study.encoder import ACTIVE_NATS, encoder_statistics
 from vaerobust.study.measurements import ATTACKED_MODELS, CHOICES_MODELS, MEASUREMENTS, Measurement
@@ -38,8 +39,6 @@ from vaerobust.zoo.protocol import BETAS, COMPANIONS, GRID, HEADLINES, SEEDS, SU
 from vaerobust.zoo.training import train
 from vaerobust.zoo.weights import SHIPPED, Trained, load_model, pretrained
 
-both_sides = lambda m, x: _both_sides(m, x, 0.999)  # noqa
-curves = lambda m, x, r: _curves(m, x, r, 0.999)  # noqa
 TINY = Spec(hidden=16, latents=3, epochs=2, batch_size=64)
 
 
@@ -215,7 +214,7 @@ def test_a_summary_is_measured_again(spec):
     images, stored = data.load(spec.dataset), load(spec, ModelSummary)
     vae = pretrained(spec.dataset, spec.beta, spec.tau).vae
     if images.complete:  # else only the first 1,000 are there
-        found = asdict(measurements.over_images(encoder_statistics(vae, images.pixels)))
+        found = asdict(measurements.encoder_summary(encoder_statistics(vae, images.pixels)))
         for name, value in asdict(stored.encoder).items():
             assert found[name] == pytest.approx(value, rel=1e-3)
     again, then = measurements.margins(vae, images.pixels[:3]), stored.own
@@ -264,7 +263,7 @@ def test_encoder_statistics_are_those_of_the_model():
     assert found.active_sigma.tolist() == pytest.approx(sigma[:, kl > ACTIVE_NATS].mean(1).tolist(), rel=DOUBLE)
     assert encoder_statistics(vae, x, active_nats=1e9).active_latents == 0
     assert encoder_statistics(vae, x, active_nats=1e9).active_sigma.isnan().all()
-    means = measurements.over_images(found)
+    means = measurements.encoder_summary(found)
     assert means.sigma.mean == pytest.approx(float(sigma.mean()), rel=DOUBLE)
     assert means.min_sigma.std == pytest.approx(float(sigma.min(1).values.std()), rel=DOUBLE)
     table = found.to_frame()
@@ -397,15 +396,26 @@ def brief(kind):
     return measure
 
 
+@pytest.fixture
+def in_this_process(monkeypatch):
+    """Let commands work here, without what they change for a process of their own."""
+    monkeypatch.setattr(commands, "ProcessPoolExecutor", Here)
+    monkeypatch.setattr(commands, "as_completed", list)
+    monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)
+    monkeypatch.setattr(torch, "set_flush_denormal", lambda mode: None)
+    level = logging.getLogger("vaerobust").level
+    yield
+    logging.getLogger("vaerobust").setLevel(level)
+
+
+@pytest.mark.usefixtures("in_this_process")
 def test_the_study_trains_what_is_missing_and_keeps_what_is_there(fake_images, tmp_path, monkeypatch):
-    """In this process and with two models: the command's own work is the choice of what to do."""
+    """With two models: the command's own work is the choice of what to do."""
     splits = fake_images(200, "train"), fake_images(60, "test")
     specs, trained = (TINY, replace(TINY, seed=1)), []
     measured = Measurement(Brief, specs, brief(Brief)), Measurement(OtherBrief, specs[:1], brief(OtherBrief))
     monkeypatch.setattr(commands, "MEASUREMENTS", measured)
     monkeypatch.setattr(commands.data, "load", lambda dataset, split="test": splits[split == "test"])
-    monkeypatch.setattr(commands, "ProcessPoolExecutor", Here)
-    monkeypatch.setattr(commands, "as_completed", list)
 
     def train_all(missing, trainer, jobs):
         trained.extend(missing)
@@ -427,13 +437,12 @@ def test_the_study_trains_what_is_missing_and_keeps_what_is_there(fake_images, t
         assert load(spec, Brief, folder=tmp_path / "out").provenance.weights_sha256 == manifest.weights_sha256
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_training_by_command_calls_the_protocol(fake_images, tmp_path, monkeypatch):
-    """In this process, with one tiny model in the list."""
+    """With tiny models in the list."""
     splits = {split: fake_images(60, split) for split in ("train", "test")}
     monkeypatch.setattr(commands, "MODELS", {"paper": (TINY, replace(TINY, seed=1))})
     monkeypatch.setattr(commands.data, "load", lambda dataset, split="test": splits[split])
-    monkeypatch.setattr(commands, "ProcessPoolExecutor", Here)
-    monkeypatch.setattr(commands, "as_completed", list)
     arguments = ["train", "--folder", str(tmp_path), "--only", "seed1", "--epochs", "1", "--images", "40"]
     assert CliRunner().invoke(commands.main, arguments, catch_exceptions=False).exit_code == 0
     (weights,) = tmp_path.glob("*.safetensors")

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
 from vaerobust.attacks import AttackSettings
-from vaerobust.certify.certificates import certify, failures
+from vaerobust.certify.certificates import certify
+from vaerobust.certify.failures import failures
 from vaerobust.jacobians import jacobian_norms
 from vaerobust.linearised import linearised_radii
 from vaerobust.margins import AttackMargin, MarginSearch, attack_margin, strongest_attack

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from vaerobust.certify.certificates import failures
+from vaerobust.certify.failures import failures
 from vaerobust.distance import distances
 from vaerobust.jacobians import jacobian_norms
 from vaerobust.model import VAE

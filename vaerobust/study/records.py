@@ -23,11 +23,12 @@ from typing import ClassVar
 from torch import Tensor
 
 from vaerobust.attacks import AttackSettings
+from vaerobust.certify.both_sides import BothSides
+from vaerobust.certify.curves import Curves
 from vaerobust.results import Result
-from vaerobust.study._soon import BothSides, Curves
 from vaerobust.zoo.machine import Hardware
+from vaerobust.zoo.manifest import FinalTerms, ImagesUsed
 from vaerobust.zoo.protocol import Spec
-from vaerobust.zoo.weights import FinalTerms, ImagesUsed
 
 
 @dataclass(frozen=True)
