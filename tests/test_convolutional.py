@@ -12,7 +12,9 @@ from conftest import seeded
 from torch import distributions
 
 import vaerobust
-from vaerobust.certify.network import encoder_mean
+from vaerobust.certify.encoder_shift import shift_metric
+from vaerobust.certify.network import Network, encoder_mean
+from vaerobust.certify.tracing import trace
 from vaerobust.model import VAE
 from vaerobust.zoo.convolutional import FEATURES, SIDE, ConvolutionalVAE
 from vaerobust.zoo.manifest import Manifest
@@ -192,3 +194,42 @@ def test_the_shipped_model_is_found_by_its_architecture():
     trained = pretrained("mnist", architecture="convolutional")
     assert trained.manifest.spec == spec
     assert vaerobust.pretrained("mnist").manifest.spec == replace(spec, architecture="dense")
+
+
+# the bound on the shift of its mean
+
+
+@pytest.mark.parametrize("radius", [0.05, 1.0])
+def test_no_perturbation_moves_a_convolutional_mean_beyond_the_bound(radius, vae):
+    """Random perturbations and gradient ascent, in random directions of the mean, with and without lumped units."""
+    x = torch.rand(1, SIDE**2, generator=seeded(6))
+    mu, sigma = vae.encode(x)
+    noise = F.normalize(torch.randn(100, SIDE**2, generator=seeded(7))) * radius
+    for _ in range(10):  # towards a larger shift, back onto the sphere
+        noise.requires_grad_()
+        shift = ((vae.encode(x + noise)[0] - mu) / sigma).square().sum()
+        noise = F.normalize(noise.detach() + torch.autograd.grad(shift, noise)[0] * 1e6) * radius
+    shift = ((vae.encode(x + noise)[0] - mu) / sigma).double()  # (100, d_z)
+    vectors = torch.cat([shift, torch.randn(100, 3, generator=seeded(8)).double()])
+    for kept in (0, 50, 5000):
+        network = Network(trace(vae, x), kept=kept)
+        metric = shift_metric(network, sigma, x, radius, refine=2)[0]
+        assert torch.isfinite(metric).all()
+        least = radius**2 * (vectors @ metric * vectors).sum(1)  # (200,)
+        assert ((shift @ vectors.T).square() <= least * (1 + SINGLE)).all()
+
+
+def test_units_are_uncertain_only_if_they_can_change_sign(vae):
+    """All that do change sign are among them; within a tiny ball there are none."""
+    x = torch.rand(1, SIDE**2, generator=seeded(9))
+    network = Network(trace(vae, x))
+    at = (vae.encode(x)[1].double(), x.double())
+    assert not any(units.any() for units in network.uncertain(*at, torch.tensor([1e-9])).values())
+    uncertain = network.uncertain(*at, torch.tensor([1.0]))
+    assert [len(units) for units in uncertain.values()] == [8 * 14 * 14, FEATURES]
+    noise = F.normalize(torch.randn(50, SIDE**2, generator=seeded(10)))
+    before, after = (list(network.values(points).values())[:2] for points in (x, x + noise))
+    for units, old, new in zip(uncertain.values(), before, after, strict=True):
+        changed = ((old > 0) != (new > 0)).flatten(1).any(0)
+        assert changed.any()
+        assert (units | ~changed).all()

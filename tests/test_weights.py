@@ -13,7 +13,7 @@ from vaerobust.model import VAE, elbo_terms
 from vaerobust.zoo import data
 from vaerobust.zoo.machine import Hardware
 from vaerobust.zoo.manifest import Epoch, FinalTerms, ImagesUsed, Manifest, SplitsUsed
-from vaerobust.zoo.protocol import COMPANIONS, GRID, Spec
+from vaerobust.zoo.protocol import COMPANIONS, CONVOLUTIONAL, GRID, Spec
 from vaerobust.zoo.training import evaluate
 from vaerobust.zoo.weights import SHIPPED, Trained, half_precision_bytes, load_model, pretrained, save_model
 
@@ -126,11 +126,12 @@ def test_an_unknown_model_lists_those_there_are(saved, tmp_path):
         pretrained("cifar", folder=tmp_path / "empty")
 
 
-SHIPS = (*GRID, *COMPANIONS)
+SHIPS = (*GRID, *COMPANIONS, *CONVOLUTIONAL)
 
 
 def shipped(spec: Spec) -> Trained:
-    other = {field: getattr(spec, field) for field in ("likelihood", "objective", "latents") if spec.varies(field)}
+    fields = ("likelihood", "objective", "latents", "architecture")
+    other = {field: getattr(spec, field) for field in fields if spec.varies(field)}
     return pretrained(spec.dataset, spec.beta, spec.tau, **other)
 
 

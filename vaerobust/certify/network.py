@@ -256,11 +256,33 @@ class Network:
         radius : Tensor, shape (1,)
             R.
         """
+        walk = self._walked(scale, x, radius)
+        return walk.relaxation(self.gradients(scale, walk.slopes))
+
+    @torch.no_grad()
+    def uncertain(self, scale: Tensor, x: Tensor, radius: Tensor) -> dict[str, Tensor]:
+        """Return which units of each activation may have more than one chord slope within the ball around one point.
+
+        Parameters
+        ----------
+        scale, x, radius
+            As in :meth:`relax`.
+
+        Returns
+        -------
+        dict of Tensor of bool, each of shape (units,)
+            By activation, in their order: where the lemma's e is not 0.
+        """
+        walk = self._walked(scale, x, radius)
+        return {name: unit.error > 0 for name, unit in walk.units.items()}
+
+    def _walked(self, scale: Tensor, x: Tensor, radius: Tensor) -> _Walk:
+        """Carry the lemma's quantities through all activations."""
         values = self.values(x)
         walk = _Walk(self, float(radius), self._effects(scale, values))
         for step in self.activations:
             walk.visit(step, values[step.inputs[0]].flatten())
-        return walk.relaxation(self.gradients(scale, walk.slopes))
+        return walk
 
     def _effects(self, scale: Tensor, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the norm of F's column for each unit and each input, by the Jacobian at x; it ranks the units."""

@@ -110,7 +110,8 @@ def pretrained(
         Another folder of models, for example one that ``vaerobust train`` has filled.
     **other : str or int
         Further fields of :class:`vaerobust.zoo.protocol.Spec`, such as ``objective="beta-tc"``,
-        ``likelihood="gaussian"`` or ``latents=2``. With these the models of its list ``COMPANIONS`` are found.
+        ``likelihood="gaussian"`` or ``latents=2``. With these the models of its list ``COMPANIONS`` are found, and with
+        ``architecture="convolutional"`` that of ``CONVOLUTIONAL``.
 
     Returns
     -------
