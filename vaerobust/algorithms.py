@@ -148,7 +148,7 @@ def algorithm_2_as_printed(
         Largest distance that counts as robust, >= 0, in input units.
     step, start : float
         Decrement and first value of R, each > 0, in input units. ``step`` must be at least the distance from ``start``
-        to the next number in double precision. Otherwise rounding would leave R unchanged, and the loop would never end.
+        to the next number in double precision. Otherwise rounding would undo each step, and the loop would never end.
     samples : int
         New samples at each R.
     seed : int or torch.Generator

@@ -124,7 +124,7 @@ def encoder_gram(model: GaussianVAE, x: Tensor) -> Tensor:
     Its eigenvalues are the squared singular values of J. Where the model has a method ``mean_layers`` (see
     :func:`vaerobust.model.mean_layers`), J itself is not computed. At a point, J = P W_1, where P is the product of the
     other weights without the units whose ReLU is off. So J J' = P (W_1 W_1') P'. The factor in brackets is the same at
-    all points, and no product has a side as long as d_x.
+    all points, and the others have no side as long as d_x.
 
     Parameters
     ----------

@@ -6,8 +6,8 @@ called a margin here. Begin with :func:`random_direction_radius`.
 The search uses one set of samples for all radii. A sample is a pair of noise eta and direction nu. At each radius its
 distance D is at most r or not, in short: the sample is within r. So the number of samples within r is a fixed function
 of the radius. A grid brackets the radius at which it becomes too small (``_on_grid``), and bisection narrows the
-bracket (``_narrowed``). A sample that is within r at both ends of a bracket, or at neither, is taken to be the same in between
-and is not computed again.
+bracket (``_narrowed``). A sample that is within r at both ends of a bracket, or at neither, is taken to be so in
+between and is not computed again.
 """
 
 from __future__ import annotations
@@ -142,8 +142,8 @@ def random_direction_radius(
     number = as_number(seed, x)
     tail = (1 - search.confidence) / 2
     # Each radius is the largest at which enough samples are within r. For the estimate, half of them are enough; a
-    # share of exactly 1/2 counts as robust in the printed algorithm. For the ends of the interval, the limits are binomial
-    # quantiles: the lower end needs more than ``most`` samples, the upper end at least ``fewest``.
+    # share of exactly 1/2 counts as robust in the printed algorithm. For the ends of the interval, these numbers are
+    # binomial quantiles: the lower end needs more than ``most`` samples, the upper end at least ``fewest``.
     fewest, most = stats.binom(search.samples, 0.5).ppf([tail, 1 - tail])
     needed = [search.samples / 2, most + 1, fewest]
     radii = torch.linspace(0, search.limit, search.grid + 1, dtype=x.dtype, device=x.device)
