@@ -2,8 +2,9 @@
 
 A point x is r-robust to a perturbation delta if its reconstruction stays within a distance r, more often than not:
 P(D(x, delta) <= r) > 1/2, where D is the distance between the reconstruction of x + delta, with the encoder's noise,
-and that of x, without noise. The margin of x is the largest R such that x is r-robust to every perturbation of norm up
-to R. Distances, norms and radii are 2-norms in input units: for images, in pixel values.
+and that of x, without noise. Otherwise delta breaks r-robustness. The margin of x is the largest R such that x is
+r-robust to every perturbation of norm up to R. Distances, norms and radii are 2-norms in input units: for images, in
+pixel values.
 
 The functions below take a model with ``encode(x) -> (mu, sigma)`` and ``decode(z) -> mean``. Inputs x, latents z and
 results are float tensors with one row per point. Begin with these, in this order:

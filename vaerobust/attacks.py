@@ -146,8 +146,8 @@ def maximum_damage(
     def mean_distance(points: slice, delta: Tensor) -> Tensor:
         """Mean of D over the noise, for candidates of shape (k, n, d_x)."""
         moved_mu, moved_sigma = encode_rows(model, x[points] + delta)  # (k, n, d_z)
-        spread = moved_sigma if settings.perturb_sigma else sigma[points]
-        d = distance(model, moved_mu[..., None, :], spread[..., None, :], eta, centre[points, None])
+        noise_sigma = moved_sigma if settings.perturb_sigma else sigma[points]
+        d = distance(model, moved_mu[..., None, :], noise_sigma[..., None, :], eta, centre[points, None])
         return d.mean(-1)
 
     # Seeds of two new streams of noise: one chooses among the perturbations found, the other measures the choice
@@ -328,8 +328,8 @@ class _Problem(NamedTuple):
 
     def part(self, points: slice) -> _Part:
         """Return the problem for a slice of the points."""
-        box_of = self.x[points] if self.box else None
-        return _Part(lambda delta: self.objective(points, delta), self.radius[points], box_of, points)
+        x_if_box = self.x[points] if self.box else None
+        return _Part(lambda delta: self.objective(points, delta), self.radius[points], x_if_box, points)
 
 
 class _Part(NamedTuple):
@@ -360,7 +360,8 @@ def _optimise(
 def _starts(x: Tensor, restarts: int, generator: torch.Generator, given: Tensor | None) -> Tensor:
     """Return starting points of norm <= 1, shape (starts, n, d_x).
 
-    The random ones are the same for every point, so that a point's result does not depend on the others.
+    The random ones are the same for every point, so that a point's result does not depend on the others. Those that are
+    ``given``, (k, n, d_x), are scaled to norm 1.
     """
     options: dict[str, Any] = {"generator": generator, "dtype": x.dtype, "device": generator.device}
     direction = torch.randn(restarts, 1, x.shape[1], **options).to(x.device)
@@ -379,7 +380,7 @@ def _best(candidates: Tensor, value: Tensor) -> Tensor:
 
 
 def _gradient(objective: Callable[[Tensor], Tensor], delta: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the objective (k, n) and its gradient in delta (k, n, d_x)."""
+    """Return the objective, shape (k, n), and its gradient with respect to delta, shape (k, n, d_x)."""
     delta = delta.detach().requires_grad_(True)
     with torch.enable_grad():
         value = objective(delta)

@@ -92,10 +92,11 @@ def _linearised(
     model: GaussianVAE, x: Tensor, r: Tensor, mu: Tensor, sigma: Tensor, eta: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the fields of :class:`LinearisedRadii` for a few points."""
-    moved = displacement(model, mu[:, None], sigma[:, None], eta, model.decode(mu)[:, None])  # (n, samples, d_x)
+    # How the noise alone moves the reconstruction, (n, samples, d_x)
+    moved = displacement(model, mu[:, None], sigma[:, None], eta, model.decode(mu)[:, None])
     z = mu[:, None] + sigma[:, None] * eta  # (n, samples, d_z)
     slopes = decoder_jacobian(model, z.flatten(0, 1)).unflatten(0, z.shape[:2])  # (n, samples, d_x, d_z)
-    # J_g J in the basis of the right singular vectors of J, which has d_z dimensions in place of d_x
+    # From here on ``slopes`` is J_g J in the basis of the right singular vectors of J: d_z columns in place of d_x
     left, singular, right = torch.linalg.svd(encoder_jacobian(model, x), full_matrices=False)
     slopes = slopes @ (left * singular[:, None])[:, None]  # (n, samples, d_x, d_z)
     gram = slopes.mT @ slopes  # (n, samples, d_z, d_z)
@@ -105,8 +106,8 @@ def _linearised(
     constant = moved.double().pow(2).sum(-1).mean(1)
     linear = (slopes.mT @ moved[..., None]).double()[..., 0].mean(1)
     values, vectors = torch.linalg.eigh(gram.double().mean(1))
-    along = (vectors.mT @ linear[..., None])[..., 0]
-    radius, best = _largest_ball(r.double() ** 2 - constant, along, values.clamp(min=0))
+    rotated = (vectors.mT @ linear[..., None])[..., 0]  # ``linear`` in the basis of the eigenvectors
+    radius, best = _largest_ball(r.double() ** 2 - constant, rotated, values.clamp(min=0))
     direction = (right.mT.double() @ (vectors @ best[..., None]))[..., 0]
     direction = direction / direction.norm(dim=1, keepdim=True).clamp(min=1e-300)
     return decoder_aware.clamp(min=0), radius.to(x), direction.to(x)

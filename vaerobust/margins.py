@@ -98,8 +98,8 @@ class MarginSearch:
 
         The search aims at this share. The last tests are slightly stricter, since each has only its share of the error.
         """
-        fewest = stats.binom.ppf((1 - self.confidence) / 2, self.deciding_samples, 0.5) - 1
-        return float(fewest / self.deciding_samples)
+        most = stats.binom.ppf((1 - self.confidence) / 2, self.deciding_samples, 0.5) - 1
+        return float(most / self.deciding_samples)
 
 
 STRONGEST_ATTACK = AttackSettings(steps=10, restarts=1)
@@ -298,7 +298,10 @@ class _Trial(NamedTuple):
         )  # fmt: skip
 
     def step(self, state: _State, rows: Tensor) -> _State:
-        """Attack the points that are still searched, each at its radius, and move their brackets."""
+        """Attack the points that are still searched, each at its radius, and move their brackets.
+
+        The tensors of ``state`` are changed in place.
+        """
         low, high, radius, stride, delta, broken, robust, _ = state
         found, breaks = self.attempt(rows, radius[rows], delta)
         delta[rows] = torch.where((breaks | ~broken[rows])[:, None], found, delta[rows])
@@ -310,7 +313,8 @@ class _Trial(NamedTuple):
         middle = torch.maximum((low * high).sqrt(), high / stride)
         radius = torch.where(broken, middle, torch.minimum(low * stride, high))
         stride[rows] = stride[rows] ** 2
-        # the search goes on while the bracket is wider than the tolerance and a number lies between its ends
+        # The search goes on while the bracket is wider than the tolerance and a number lies between its ends. Where no
+        # attack has succeeded, it goes on until one has failed at the limit.
         width = torch.where(broken[rows], 1 + self.search.tolerance, 1.0)
         splits = ~broken[rows] | ((low[rows] < radius[rows]) & (radius[rows] < high[rows]))
         rows = rows[(high[rows] > low[rows] * width) & splits]

@@ -21,7 +21,7 @@ from vaerobust.randomness import Seed, as_generator, normal
 
 LIKELIHOODS = ("bernoulli", "continuous_bernoulli", "gaussian")
 SCALES: dict[str, Callable[[Tensor], Tensor]] = {"softplus": F.softplus, "exp": torch.exp}
-"""Functions that make a positive standard deviation of the network's output."""
+"""Functions that turn the network's output into a positive standard deviation."""
 
 Layers = list[tuple[Tensor, Tensor]]
 """Weight (fan_out, fan_in) and bias (fan_out,) of each layer of the encoder's mean, in order, with ReLUs between."""

@@ -256,8 +256,9 @@ def _on_grid(draws: _Draws, radii: Tensor, needed: list[float]) -> list[_Bracket
 def _outermost_plausible(draws: _Draws, radii: Tensor, needed: float) -> Tensor:
     """Return where the search on the grid begins, as indices into ``radii``, shape (n,).
 
-    That is one place outside the outermost radius that the scouts do not rule out, so that the first radius most likely
-    has too few samples within r and becomes the outer end of a bracket. It is -1 where they rule out all radii.
+    That is one place outside the outermost radius that the scouts do not rule out, if there is one. So the first radius
+    most likely has too few samples within r, and becomes the outer end of a bracket. It is -1 where the scouts rule out
+    all radii.
     """
     samples = draws.search.samples
     scouts = torch.arange(samples, device=radii.device) < SCOUTS
@@ -272,7 +273,10 @@ def _outermost_plausible(draws: _Draws, radii: Tensor, needed: float) -> Tensor:
 
 
 def _narrowed(draws: _Draws, bracket: _Bracket, tolerance: float) -> _Bracket:
-    """Bisect a bracket until it is no wider than the tolerance, or no number lies between its ends."""
+    """Bisect a bracket until it is no wider than the tolerance, or no number lies between its ends.
+
+    The bracket's tensors are changed in place.
+    """
     low, high, at_low, at_high, needed = bracket
     rows = torch.isfinite(high).nonzero()[:, 0]
     while len(rows := rows[high[rows] - low[rows] > tolerance]):

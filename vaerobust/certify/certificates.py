@@ -7,8 +7,8 @@ long as u is short enough, by :mod:`vaerobust.certify.safe_shift`. How short, de
 model say about the noise that fails (:mod:`vaerobust.certify.failures`): its probability, as in the half-space lemma,
 and its first two moments along u, which the half-space lemma does not use.
 
-Here is what joins them: the certified margin for one r, and the same read the other way round, a certified r for one
-radius. Start reading at :func:`certified_margin` and :func:`certify`.
+This module joins them to the certified margin for one r, and the other way round, to a certified r for one radius.
+Start reading at :func:`certified_margin` and :func:`certify`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from vaerobust.randomness import Seed, as_generator, as_number
 from vaerobust.results import Result
 
 TRADES = (0.0, 0.5, 0.8, 0.9, 1.0, 1.1, 1.3)
-"""Values of c in thm-certified, relative to lambda_max(W)."""
+"""Values of c in thm-certified, relative to lambda_max(W). For any c, W <= c V + lambda_max(W - c V) I."""
 LARGEST = 1e3
 """No larger radius is certified, even where the encoder is constant."""
 ROUGH = (0, 0)

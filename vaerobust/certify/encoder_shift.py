@@ -7,8 +7,8 @@ Write each slope as the centre of its interval plus an error of at most half the
 linear in v = (delta, z_1, ..., z_{L-1}), where z_l collects the errors of hidden layer l, and each error satisfies a
 quadratic inequality. Multipliers > 0 combine these inequalities into one matrix G with v' G v <= ||delta||_2^2 (the
 S-procedure). The whitened shift of the mean is u = F v. Where G is positive definite, W = F G^-1 F' bounds u along
-every direction, by the Cauchy-Schwarz inequality. Every choice of multipliers gives a valid bound; a good choice a
-tight one.
+every direction, by the Cauchy-Schwarz inequality. Every choice of multipliers gives a valid bound, and a good
+choice gives a tight one.
 
 Here is the bound itself, in the two forms of :func:`shift_metric` and :func:`lipschitz_bound`. Nothing in this module
 is random. What a shift does to the reconstruction is the subject of :mod:`vaerobust.certify.safe_shift`.

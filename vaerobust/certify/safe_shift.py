@@ -1,4 +1,4 @@
-"""How far noise may be shifted before it fails with probability 1/2, from its failure's probability and two moments.
+"""How far noise may be shifted before it fails with probability 1/2, from the mass and two moments of failure.
 
 The mathematics is the lemma "How far a mean may move" of chapter 5 (lem-safe-shift). Noise eta fails if it takes the
 reconstruction further than r, and B is the set of noise that fails. The half-space lemma says how far eta may be

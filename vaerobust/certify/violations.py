@@ -92,7 +92,7 @@ class Violations(Result):
 
 
 class _Draws(NamedTuple):
-    """What is random in a search, the same at all points, so that it does not matter how they are split."""
+    """What is random in a search. All points share it, so that it does not matter how a batch is split."""
 
     uniform: Tensor  # (directions, d_x), standard normal: uniform directions once they are scaled
     latent: Tensor  # (directions, d_z), standard normal
@@ -163,7 +163,7 @@ def violations(
         tried += delta.shape[0] * delta.shape[1]
         suspects.append(_suspects(model, x, r, points.repeat(len(delta)), delta.flatten(0, 1), search, draws))
     suspected = sum(len(points) for points, _ in suspects)
-    # If P > 1/2, at most this many samples are within r with a probability below one test's share of the error
+    # If P > 1/2, the chance that at most this many samples are within r is below one test's share of the error
     few = stats.binom.ppf((1 - confidence) / max(suspected, 1), search.judging_samples, 0.5) - 1
     confirmed = 0
     for points, delta in suspects:
