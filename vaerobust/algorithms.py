@@ -63,7 +63,7 @@ def minimum_r(
     samples, seed
         As in :func:`vaerobust.distance.distances`.
     confidence : float
-        Of the interval, for each point by itself, in (0, 1).
+        Confidence level of the interval, for each point by itself, in (0, 1).
 
     Returns
     -------
@@ -94,7 +94,7 @@ def algorithm_1_as_printed(
     model : GaussianVAE
     x : Tensor, shape (1, d_x)
     step : float
-        > 0, in the units of D.
+        Increment of r, > 0, in input units.
     samples : int
         New samples at each r.
     seed : int or torch.Generator

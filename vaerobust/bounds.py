@@ -148,7 +148,7 @@ def theorem_1(
     samples, seed
         As in :func:`vaerobust.distance.distances`.
     confidence : float
-        Of the probability's interval, in (0, 1).
+        Confidence level of the probability's interval, in (0, 1).
 
     Returns
     -------
@@ -218,7 +218,7 @@ def proposition_1(model: GaussianVAE, x: Tensor) -> Tensor:
     Returns
     -------
     Tensor, shape (n,)
-        In the units of D.
+        In input units.
 
     Raises
     ------

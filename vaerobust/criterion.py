@@ -31,7 +31,7 @@ class Robustness(Result):
     samples : int
         Number of samples per point.
     confidence : float
-        Of the interval, in (0, 1).
+        Confidence level of the interval, in (0, 1).
     """
 
     probability: np.ndarray
@@ -58,7 +58,7 @@ class Quantile(Result):
     level : float
         Which quantile, in (0, 1); 0.5 is the median.
     confidence : float
-        In (0, 1), for each point by itself.
+        Confidence level of the interval, for each point by itself, in (0, 1).
     """
 
     value: Tensor
@@ -79,7 +79,7 @@ def probability_of_robustness(distance: Tensor, r: float | Tensor, *, confidence
         Largest distance that counts as robust, >= 0, in input units. It must have been chosen without a look at these
         samples.
     confidence : float
-        Of the two-sided Clopper-Pearson interval, in (0, 1).
+        Confidence level of the two-sided Clopper-Pearson interval, in (0, 1).
 
     Returns
     -------
@@ -146,7 +146,7 @@ def distance_quantile(distance: Tensor, level: float = 0.5, *, confidence: float
     level : float
         Which quantile, in (0, 1).
     confidence : float
-        Of the interval, for each point by itself, in (0, 1).
+        Confidence level of the interval, for each point by itself, in (0, 1).
 
     Returns
     -------

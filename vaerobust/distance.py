@@ -150,7 +150,7 @@ def distances_in_random_directions(
     radius : float or Tensor, shape (n,)
         ||delta||_2, >= 0, in input units.
     samples, seed, perturb_sigma
-        As in :func:`distances`. Every point meets the same directions.
+        As in :func:`distances`. All points share the same directions.
 
     Returns
     -------

@@ -56,7 +56,7 @@ class MarginSearch:
         Fresh samples in each of the last tests, which decide; ``judging_samples`` if left out. The more there are, the
         closer to 1/2 is the share of samples within r that rejects r-robustness. The search aims at that share.
     confidence : float
-        Of all last tests of a point together, in (0, 1). The tests use two-sided intervals.
+        Confidence level of all last tests of a point together, in (0, 1). The tests use two-sided intervals.
     reference : {'mean', 'sample'}
         What the tests measure the distance from; see :func:`vaerobust.distance.distances`. The attack always moves
         away from g(mu(x)).

@@ -54,7 +54,7 @@ class RandomSearch:
     perturb_sigma : bool
         True takes sigma at x + delta, as Algorithm 2 is printed. False takes it at x, as Eq. 3 does.
     confidence : float
-        Of the interval, in (0, 1).
+        Confidence level of the interval, in (0, 1).
 
     Raises
     ------
@@ -95,7 +95,7 @@ class RandomDirectionRadius(Result):
     samples : int
         Samples at each radius.
     confidence : float
-        Of the interval, for each point by itself.
+        Confidence level of the interval, for each point by itself.
     drawn : Tensor of int, shape (n,)
         Samples of D that were computed for each point, over all radii.
     """

@@ -53,7 +53,7 @@ class BothSides(Result):
     attack : Tensor
         Attack margin, an upper bound where ``confirmed``; see :func:`vaerobust.margins.strongest_attack`.
     confirmed, censored : Tensor of bool
-        Of the attack margin; see :class:`vaerobust.margins.AttackMargin`.
+        As in the result of the attack; see :class:`vaerobust.margins.AttackMargin`.
     random_direction : Tensor
         Norm at which perturbations in random directions leave P(D <= r) at 1/2, which is no bound; see
         :func:`vaerobust.random_direction.random_direction_radius`.
@@ -123,7 +123,7 @@ def both_sides(
     samples : int
         Draws of eta behind each certificate.
     confidence : float
-        In (0, 1), of each certificate and of each attack, at each point by itself.
+        Confidence level of each certificate and of each attack, at each point by itself, in (0, 1).
     seed : int or torch.Generator
         See :mod:`vaerobust.randomness`.
 

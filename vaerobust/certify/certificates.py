@@ -58,7 +58,7 @@ class Certificate(Result):
     p_low : ndarray, shape (n,)
         Lower confidence limit of P(D(x) <= r): 1 - m_0.
     samples : int
-        Draws of eta that were judged.
+        Number of draws of eta.
     confidence : float
         Probability, at least, that all three are right, at each point by itself.
     """
@@ -107,7 +107,7 @@ def certified_margin(
     r : float or Tensor, shape (n,)
         Largest distance that counts as robust, >= 0, in input units; chosen with other samples.
     samples : int
-        Draws of eta that are judged, the same for every point.
+        Number of draws of eta, the same for every point.
     seed : int or torch.Generator
         See :mod:`vaerobust.randomness`.
     confidence : float
@@ -136,7 +136,7 @@ def certified_margin(
 def certify(
     model: GaussianVAE, x: Tensor, found: Failures, *, confidence: float = 0.999, refine: int = 6
 ) -> Certificate:
-    """Return the certified margins that follow from samples already judged; see :func:`certified_margin`.
+    """Return the certified margins that follow from the counts and moments of failures; see :func:`certified_margin`.
 
     Parameters
     ----------
@@ -303,7 +303,7 @@ def certified_r(
     Returns
     -------
     Tensor, shape (len(radii), n)
-        In the units of D; infinite where the samples are too few for the quantile, at this radius or a smaller one.
+        In input units; infinite where the samples are too few for the quantile, at this radius or a smaller one.
 
     Raises
     ------
@@ -314,7 +314,7 @@ def certified_r(
     checks.count("samples", samples)
     checks.probability("confidence", confidence)
     encoder = _Encoder(mean_layers(model, x), model.encode(x)[1], x)
-    stream = as_number(as_generator(seed, x), x)  # one number, so that all blocks of points meet the same noise
+    stream = as_number(as_generator(seed, x), x)  # one number, so that all blocks of points share the same noise
     ranks = torch.as_tensor(_ranks(encoder, radii, samples, confidence, refine), device=x.device)  # (radii, n)
     found = []
     for some in slices(len(x), max(1, KEPT // samples)):

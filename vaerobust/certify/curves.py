@@ -53,7 +53,7 @@ class Curves(Result):
     broken : Tensor, shape (radii, n)
         Some perturbation of norm at most R breaks r-robustness with every r below this.
     confidence : float
-        Of each limit by itself, in (0, 1).
+        Confidence level of each limit by itself, in (0, 1).
     """
 
     radii: Tensor
@@ -103,7 +103,7 @@ def curves(
     attack : AttackSettings
         Settings of the attack at each radius.
     confidence : float
-        In (0, 1), of each limit, at each point and radius by itself.
+        Confidence level of each limit, at each point and radius by itself, in (0, 1).
     seed : int or torch.Generator
         See :mod:`vaerobust.randomness`.
 

@@ -82,7 +82,7 @@ class Violations(Result):
         Number of those under which an exact test rejects r-robustness. If the radii are right, it is 0 with probability
         at least ``confidence``.
     confidence : float
-        Of all tests together.
+        Confidence level of all tests together.
     """
 
     tried: int
@@ -134,7 +134,7 @@ def violations(
     further : Tensor, shape (k, n, d_x), optional
         More perturbations, scaled to the radius, such as those of :func:`vaerobust.margins.strongest_attack`.
     confidence : float
-        In (0, 1), of all tests together.
+        Confidence level of all tests together, in (0, 1).
     seed : int or torch.Generator
         See :mod:`vaerobust.randomness`. All points share the draws, so a batch may be split in any way. Only the error
         that each test is allowed depends on how many perturbations one call tests.
