@@ -113,7 +113,7 @@ def certified_margin(
     confidence : float
         1 - alpha, in (0, 1), at each point by itself. It is the probability over the draws of eta.
     refine : int
-        Steps of gradient descent that tighten the bound on the encoder, >= 0; 0 is fastest.
+        Steps of descent that tighten the bound on the encoder; 0 is fastest.
 
     Returns
     -------
@@ -314,7 +314,7 @@ def certified_r(
     checks.count("samples", samples)
     checks.probability("confidence", confidence)
     encoder = _Encoder(mean_layers(model, x), model.encode(x)[1], x)
-    stream = as_number(as_generator(seed, x), x)  # one number, so that all blocks of points share the same noise
+    stream = as_number(as_generator(seed, x), x)  # one number, so that all blocks of points meet the same noise
     ranks = torch.as_tensor(_ranks(encoder, radii, samples, confidence, refine), device=x.device)  # (radii, n)
     found = []
     for some in slices(len(x), max(1, KEPT // samples)):

@@ -203,7 +203,7 @@ def _relax(layers: Layers, scale: Tensor, x: Tensor, radius: Tensor) -> _Relaxat
         layer = _next_layer(layer, weight, bias, radius)
     blocks = [block / scale[:, :, None] for block in (layer.linear, *layer.paths)]  # of F = S^-1 C_L
     size = _norm_bound(blocks, layer.norms)  # of u, per unit of ||delta||_2
-    # The multiplier that would be best for a unit by itself if its error were aligned with the rest of the shift
+    # The multiplier that would be best for a unit by itself, were its error aligned with everything else
     start = [
         (block.norm(dim=1) / (size[:, None] * rows.norm(dim=2).clamp(min=TINY)).clamp(min=TINY)).clamp(min=TINY)
         for block, rows in zip(blocks[1:], layer.constraints, strict=True)
@@ -282,7 +282,7 @@ def _nothing_found(relaxation: _Relaxation) -> _Best:
 
 
 def _better(best: _Best, solution: _Solution, multipliers: list[Tensor]) -> _Best:
-    """Return, for each point, the metric with the smaller lambda_max; an unsound one is never taken."""
+    """Return, for each point, the sound one of two metrics with the smaller lambda_max."""
     top = largest_eigenvalue(_or_identity(solution.metric, solution.sound))
     better = solution.sound & (top < best.top)
     return _Best(
