@@ -52,7 +52,7 @@ def linearised_radii(
     r: float | Tensor,
     *,
     samples: int = 200,
-    seed: Seed = 0,
+    seed: Seed = 1,
 ) -> LinearisedRadii:
     """Return the margins of the model whose encoder is linearised at x and whose decoder at each of its samples.
 

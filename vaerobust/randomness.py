@@ -5,7 +5,9 @@ time it is made. A ``torch.Generator`` is drawn from where it stands and moves o
 new numbers. All points of a call meet the same noise: results depend neither on the order of the points nor on how a
 batch is split between calls with the same whole number. Where two quantities are compared, give both calls the same
 number, and they are compared on the same noise. Where one result chooses what another one judges, give them different
-numbers. The one exception is :meth:`vaerobust.model.VAE.sample`, in which each row has noise of its own.
+numbers. The defaults follow that rule: it is 0 in functions that choose r, and another number in those that take an r.
+So calls without any seed are sound together. The one exception to common noise is :meth:`vaerobust.model.VAE.sample`,
+in which each row has noise of its own.
 """
 
 from __future__ import annotations
