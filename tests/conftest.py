@@ -8,24 +8,31 @@ from __future__ import annotations
 
 import functools
 import http.server
-import shutil
+import importlib
+import math
+import pkgutil
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import pytest
 import torch
 from hypothesis import settings
-from playwright.sync_api import Browser, BrowserContext, Page, Route, sync_playwright
 from scipy import stats
 from torch import Tensor
 
+import vaerobust
 from vaerobust.linear import LinearGaussianVAE
 from vaerobust.model import VAE
 from vaerobust.zoo.data import Images
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, BrowserContext, Page, Route
 
 ALARM = 1e-6
 """Probability with which a statistical test may fail by chance."""
@@ -37,22 +44,22 @@ each is 1.1e-16, and sums of up to 1,000 terms in another order differ by less t
 ROOT = Path(__file__).resolve().parents[1]
 SMOKE = ROOT / "tests/smoke.yml"
 FULL = ROOT / "_build/html"  # looked at too where `make book` has built it
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-BROWSER_OPTIONS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 
 # several threads cost these small tensors more than they give, and results should not depend on the machine
 torch.set_num_threads(1)
 # fixed examples and no clock: a test gives the same answer on every run and machine
 settings.register_profile("fixed", derandomize=True, deadline=None, database=None, max_examples=50)
 settings.load_profile("fixed")
+
+
+def modules() -> list[ModuleType]:
+    """Import and return every module of the package that computes something.
+
+    The modules of ``vaerobust.page`` only show results, and need the extra ``book``. ``__main__`` runs a command.
+    """
+    found = pkgutil.walk_packages(vaerobust.__path__, "vaerobust.")
+    names = [module.name for module in found if not module.name.startswith("vaerobust.page")]
+    return [vaerobust, *(importlib.import_module(name) for name in names if not name.endswith("__main__"))]
 
 
 def seeded(seed: int) -> torch.Generator:
@@ -68,6 +75,11 @@ def uniform(*shape: int, seed: int = 0) -> Tensor:
 def most_misses(trials: int, probability: float) -> int:
     """Return the number of misses that chance exceeds with probability ALARM, when each has the given one at most."""
     return int(stats.binom.ppf(1 - ALARM, trials, probability))
+
+
+def share_error(samples: int, tests: int) -> float:
+    """Return how far the shares of samples in any of some tests may be from their probabilities (Hoeffding)."""
+    return math.sqrt(math.log(2 * tests / ALARM) / (2 * samples))
 
 
 def follows(samples: Tensor, cdf: Callable) -> bool:
@@ -108,6 +120,12 @@ def random_vae(
     for weight in vae.parameters():
         weight.data.mul_(gain)
     return vae.requires_grad_(False)
+
+
+def shifted(model: LinearGaussianVAE, x: Tensor, shift: float) -> Tensor:
+    """Return perturbations, each in a direction of its own, with ||A delta||_2 = shift."""
+    delta = torch.randn(x.shape, generator=seeded(5), dtype=x.dtype)
+    return delta * shift / (delta @ model.weight.T).norm(dim=1, keepdim=True)
 
 
 @pytest.fixture(params=[(50, 5, 0.1), (7, 7, 2.0), (3, 1, 0.5)], ids=["50-5", "7-7", "3-1"])
@@ -182,17 +200,18 @@ def served(site: Path) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
-    """Start the system's Chromium; a machine without one fails the test, since a skip would go unseen."""
-    found = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if found is None:
-        pytest.fail(
-            f"no browser: none of {', '.join(BROWSERS)} is on the PATH; on Debian: apt-get install chromium",
-            pytrace=False,
-        )
+    """Start the browser that ``make browser`` provides. Without one the test fails, since a skip would go unseen."""
+    # imported here, so that the tests of the core run where Playwright is not installed
+    from browser import NoBrowserError, launch
+    from playwright.sync_api import sync_playwright
+
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=found, headless=True, args=BROWSER_OPTIONS)
-        yield browser
-        browser.close()
+        try:
+            started = launch(playwright)
+        except NoBrowserError as error:
+            pytest.fail(str(error), pytrace=False)
+        yield started
+        started.close()
 
 
 class Visitor:
