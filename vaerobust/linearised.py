@@ -54,7 +54,7 @@ def linearised_radii(
     r: float | Tensor,
     *,
     samples: int = 200,
-    seed: Seed = 0,
+    seed: Seed = 1,
 ) -> LinearisedRadii:
     """Return margins of the model that is linearised in the perturbation: its encoder at x, its decoder at each sample.
 

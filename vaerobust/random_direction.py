@@ -112,7 +112,7 @@ class RandomDirectionRadius(Result):
 
 @torch.no_grad()
 def random_direction_radius(
-    model: GaussianVAE, x: Tensor, r: float | Tensor, search: RandomSearch | None = None, *, seed: Seed = 0
+    model: GaussianVAE, x: Tensor, r: float | Tensor, search: RandomSearch | None = None, *, seed: Seed = 20
 ) -> RandomDirectionRadius:
     """Estimate what Algorithm 2 looks for, at all points at once.
 

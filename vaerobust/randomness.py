@@ -9,8 +9,9 @@ All points of a call share the same noise. So results depend neither on the orde
 split between calls with the same whole number. The one exception is :meth:`vaerobust.model.VAE.sample`, where each row
 has noise of its own.
 
-To compare two quantities on the same noise, give both calls the same number. Where one result is chosen and another
-judges the choice, as with r and a bound for that r, give the two calls different numbers.
+To compare two quantities on the same noise, give both calls the same number. Where one call chooses r and another
+judges that r, give them different numbers. The defaults follow this rule: they are 0 in functions that choose r, and
+another number in functions that take an r. So calls without any seed may be combined.
 """
 
 from __future__ import annotations

@@ -111,7 +111,7 @@ def violations(
     *,
     further: Tensor | None = None,
     confidence: float = 0.999,
-    seed: Seed = 0,
+    seed: Seed = 10,
 ) -> Violations:
     """Look for perturbations that break r-robustness on the spheres within which it has been certified.
 
