@@ -1,6 +1,6 @@
 """How far a perturbation can move the mean of an encoder with convolutions, skips and smooth activations.
 
-The lemma (lem-network, which generalises lem-shift of chapter 5 to affine maps and elementwise activations). Let
+The lemma (lem-shift-network, which generalises lem-shift of chapter 5 to affine maps and elementwise activations). Let
 ||delta||_2 <= R. Number the units of all activations in an order in which they can be evaluated. Unit i has the input
 a_i at x, its input changes by h_i, and |h_i| <= q_i ||delta||_2. For |h| <= q_i R its chord slope lies in
 [m_i - e_i, m_i + e_i]. So its output changes by m_i h_i + e_i^{1/2} z_i with z_i^2 <= e_i h_i^2. All else is affine.

@@ -1,4 +1,4 @@
-"""The matrices of lem-network for one point, and the metric W that multipliers make of them.
+"""The matrices of lem-shift-network for one point, and the metric W that multipliers make of them.
 
 :mod:`vaerobust.certify.network` states and proves the lemma and fills these matrices.
 :mod:`vaerobust.certify.encoder_shift` searches for multipliers. Here is what lies between: W for given multipliers, and
