@@ -31,6 +31,7 @@ from vaerobust.measuring.wrap import Wrapped, wrap
 from vaerobust.model import GaussianVAE
 from vaerobust.randomness import Seed, as_number
 from vaerobust.zoo.protocol import Spec
+from vaerobust.zoo.weights import Trained
 
 FEWEST = 5_000
 """Draws behind each certificate of a model whose decoder is expensive."""
@@ -132,13 +133,11 @@ def measure(  # noqa: PLR0913 - the one call that most readers make names its op
 
 def unpacked(model: Any) -> tuple[Any, str]:
     """Return the model itself and a name for it; a trained model of the zoo comes with its manifest."""
-    vae = getattr(model, "vae", model)
-    manifest = getattr(model, "manifest", None)
-    spec = getattr(manifest, "spec", None) or (manifest.get("spec") if isinstance(manifest, dict) else None)
-    if spec is not None:
-        return vae, (Spec(**spec) if isinstance(spec, dict) else spec).name
-    inner = vae.module if isinstance(vae, Wrapped) else vae
-    return vae, type(inner).__name__
+    if isinstance(model, Trained):
+        spec = model.manifest["spec"] if isinstance(model.manifest, dict) else model.manifest.spec
+        return model.vae, (Spec(**spec) if isinstance(spec, dict) else spec).name
+    inner = model.module if isinstance(model, Wrapped) else model
+    return model, type(inner).__name__
 
 
 def like_weights(model: Any, pixels: Tensor) -> Tensor:

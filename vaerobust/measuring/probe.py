@@ -321,7 +321,7 @@ def require_gradient(name: str, function: Any, rows: Tensor) -> None:
         raise ValueError(f"model.{name} must have a finite gradient in its input, but has none: {remedy}")
     length = gradient.norm(dim=1, keepdim=True)
     if not length.max():
-        if apart(value[:1], value[1:2]) > tolerance(rows):
+        if apart(*value[:2].detach()) > tolerance(rows):
             raise ValueError(
                 f"model.{name} must be differentiable, but its gradient is 0 while its output varies: remove rounding, "
                 "thresholds and detach() from it"
@@ -393,10 +393,10 @@ def suspicious_scale(model: GaussianVAE, rows: Tensor) -> Iterator[str]:
                     f"{'the exponential of ' if scale == 'variance' else ''}the output of layer {name}. If so, use "
                     f'vaerobust.wrap(model, shape=..., scale="{scale}")'
                 )
-    scale = getattr(model, "scale", None)
-    if scale in ("log_variance", "log_sigma") and float(sigma.min()) > 1:
+    stated = getattr(model, "scale", None)
+    if stated in ("log_variance", "log_sigma") and float(sigma.min()) > 1:
         yield (
-            f'every sigma is above 1 with scale="{scale}", as if the exponential was taken twice: if encode '
+            f'every sigma is above 1 with scale="{stated}", as if the exponential was taken twice: if encode '
             'returns sigma itself, use scale="sigma"'
         )
 
