@@ -7,7 +7,7 @@ BIN := .venv/bin
 BOOK := .venv/.book
 TEST := .venv/.test
 
-.PHONY: help book pdf claims picture test browser smoke train study data serve bench lint format lowest clean lock
+.PHONY: help book pdf claims picture test setup browser smoke train study data serve bench lint format lowest clean lock
 
 help: ## List the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  \1\t\2/' | expand -t 12
@@ -17,6 +17,8 @@ book: $(BOOK) ## Execute the notebooks at full scale and build the book: _build/
 
 test: $(TEST) browser ## Run all tests, those of the notebooks at smoke scale and of the built pages among them
 	$(BIN)/python -m pytest
+
+setup: $(TEST) ## Set up .venv with all that book and tests need
 
 browser: $(TEST) ## Find a browser for the tests and the PDF, or install one
 	@$(BIN)/python book/browser.py
@@ -49,9 +51,10 @@ serve: ## Show the built book at http://127.0.0.1:8000
 bench: $(BOOK) ## Time named alternatives against each other and print the ratios
 	$(BIN)/python tests/bench.py
 
-lint: $(TEST) ## Check style, types, the direction of imports and spelling
+lint: $(TEST) ## Check style, types, the direction of imports and spelling, in notebooks too
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/python book/notebook_code.py --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/codespell
@@ -59,6 +62,7 @@ lint: $(TEST) ## Check style, types, the direction of imports and spelling
 format: $(TEST) ## Format all code
 	$(BIN)/ruff check --quiet --fix-only .
 	$(BIN)/ruff format .
+	$(BIN)/python book/notebook_code.py
 
 lowest: ## Run the core's tests with the oldest versions that pyproject.toml allows (some minutes, 4 GB in _build)
 	$(PYTHON) tests/lowest.py
@@ -91,10 +95,12 @@ comma := ,
 define SET_UP
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "Python 3.11 or later is needed; name it with: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
-	@if test -e .venv/.unfinished; then echo "The last set-up was cut off: starting anew"; rm -rf .venv; fi
+	@if test -e .venv/.unfinished || { test -e .venv && ! $(BIN)/python -c "import pip" 2> /dev/null; }; then \
+	  echo "The .venv that is here is unfinished or broken: starting anew"; rm -rf .venv; fi
 	@echo "$(2)"
-	@$(PYTHON) -m venv .venv || { echo "Python's venv module is needed (on Debian: apt-get install python3-venv)"; exit 1; }
-	@touch .venv/.unfinished
+	@mkdir -p .venv && touch .venv/.unfinished
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv \
+	  || { echo "Python's venv module is needed (on Debian: apt-get install python3-venv)"; exit 1; }
 	@$(BIN)/pip install --disable-pip-version-check --quiet --constraint requirements.lock setuptools
 	@$(BIN)/pip install --disable-pip-version-check --quiet --constraint requirements.lock \
 	  --no-build-isolation --editable '.[$(1)]'

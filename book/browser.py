@@ -52,6 +52,8 @@ OWN = Path(sys.prefix)
 """The project's environment, .venv."""
 UNPACKED = OWN / "chromium"
 """Where Debian's packages are unpacked; ``run`` in it starts the browser."""
+SYSTEM_FONTS = Path("/etc/fonts/fonts.conf")
+"""Where a system that has fonts says so."""
 NONE = "No browser could be installed here: install Chromium, Chrome or Edge, then start this again"
 
 # Playwright looks there for its own builds, and installs them there.
@@ -188,13 +190,18 @@ def unpack_by_apt() -> bool:
 
 def write_starter(root: Path) -> None:
     """Write the script that starts the unpacked browser with the libraries, and if need be the fonts, beside it."""
-    libraries = sorted({str(path.parent) for path in root.rglob("*.so*")})
-    fonts = "" if Path("/etc/fonts/fonts.conf").exists() else f"export FONTCONFIG_SYSROOT='{root}'\n"
+    libraries = ":".join(sorted({str(path.parent) for path in root.rglob("*.so*")}))
+    lines = ["#!/bin/sh", f"export LD_LIBRARY_PATH='{libraries}'"]
+    if not SYSTEM_FONTS.exists():  # without any font, pages would have no text
+        fonts = UNPACKED / "fonts.conf"
+        fonts.write_text(
+            f'<?xml version="1.0"?>\n<fontconfig><dir>{root}/usr/share/fonts</dir>'
+            f"<cachedir>{UNPACKED}/fonts</cachedir></fontconfig>\n"
+        )
+        lines.append(f"export FONTCONFIG_FILE='{fonts}'")
+    lines.append(f"exec '{root}/usr/lib/chromium/chromium' \"$@\"")
     script = UNPACKED / "run"
-    script.write_text(
-        f"#!/bin/sh\nexport LD_LIBRARY_PATH='{':'.join(libraries)}'\n{fonts}"
-        f"exec '{root}/usr/lib/chromium/chromium' \"$@\"\n"
-    )
+    script.write_text("\n".join(lines) + "\n")
     script.chmod(0o755)
 
 
@@ -210,7 +217,7 @@ def succeeds(*command: str, cwd: Path | None = None) -> bool:
 INSTALLERS: tuple[tuple[str, Callable[[], bool]], ...] = (
     ("downloading Playwright's Chromium into .venv (about 300 MB)", install_by_playwright),
     ("installing Debian's Chromium by apt-get (about 400 MB)", install_by_apt),
-    ("unpacking Debian's Chromium into .venv (about 400 MB)", unpack_by_apt),
+    ("unpacking Debian's Chromium into .venv (400 to 800 MB)", unpack_by_apt),
 )
 """What is tried where no browser starts: the line that says so, and the function that does it."""
 

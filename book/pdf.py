@@ -1,4 +1,8 @@
-"""Print the whole book into one PDF, ``OUT/book.pdf``, from what ``book/build.py`` executed."""
+"""Print the whole book into one PDF, ``OUT/book.pdf``; the command behind ``make pdf``.
+
+It executes nothing: ``book/build.py`` must have filled the output folder. Jupyter Book makes one long page of the whole
+book, and a browser prints it.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +15,9 @@ import time
 from pathlib import Path
 
 from browser import NoBrowserError, launch
-from build import ROOT, book_command, search_path
+from checkout import ROOT
 from playwright.sync_api import PdfMargins, sync_playwright
+from rendering import book_command, book_environment
 
 MARGIN: PdfMargins = {"top": "18mm", "bottom": "18mm", "left": "14mm", "right": "14mm"}
 FOOTER = '<div style="width: 100%; font-size: 8px; text-align: center"><span class="pageNumber"></span></div>'
@@ -26,10 +31,9 @@ def main() -> int:
     start = time.perf_counter()
     work = out / "single"
     shutil.rmtree(work, ignore_errors=True)
-    environment = os.environ | {"VAEROBUST_OUT": str(out), "PYTHONPATH": search_path()}
-    if subprocess.run(book_command(work, "singlehtml"), env=environment, check=False).returncode:
+    if subprocess.run(book_command(work, "singlehtml"), env=book_environment(out), check=False).returncode:
         return 1
-    # the one page links to _static as if it lay at the top, so put it there
+    # Sphinx writes the page into book/, but its links to _static are those of a page at the top: move it there
     page = shutil.copy(work / "_build/singlehtml/book/index.html", work / "_build/singlehtml/all.html")
     try:
         print_page(Path(page), out / "book.pdf")
@@ -43,7 +47,13 @@ def main() -> int:
 
 
 def print_page(source: Path, target: Path) -> None:
-    """Print a page when its formulas are set and its pictures are there."""
+    """Print the page ``source`` into the PDF ``target``, once its formulas are typeset and its pictures are loaded.
+
+    Raises
+    ------
+    NoBrowserError
+        If no browser starts.
+    """
     with sync_playwright() as playwright:
         chromium = launch(playwright)
         page = chromium.new_page(color_scheme="light")

@@ -1,4 +1,4 @@
-"""The network of Appendix F and its likelihoods, against torch's distributions."""
+"""The network of Appendix F, its likelihoods against torch's distributions, and the layers of encoders."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from vaerobust.model import (
     continuous_bernoulli_mean,
     elbo_terms,
     kl_to_prior,
+    mean_layers,
 )
 
 APPENDIX_F = {
@@ -24,7 +25,7 @@ APPENDIX_F = {
     "encoder_sigma": [(400, 400), (400, 20)],
     "decoder": [(20, 400), (400, 400), (400, 784)],
 }
-"""Inputs and outputs of each layer."""
+"""Widths of the inputs and outputs of each layer."""
 
 LOGITS = torch.tensor(
     [-800.0, -90.0, -3.0, -0.3, -0.051, -0.05, -0.04, -1e-3, -1e-9, 0.0, 1e-9, 1e-3, 0.04, 0.05, 0.051, 0.7, 90, 800],
@@ -123,7 +124,7 @@ def test_grey_pixels_have_the_bernoulli_cross_entropy():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_continuous_bernoulli_matches_its_definition_at_all_logits(dtype):
-    """Against log C and the mean in 60 digits, to the rounding of the type.
+    """Compared with log C and the mean in 60 digits, up to the rounding of the type.
 
     Next to 0 the series leave out 7 u**4 / 1440 <= 3.1e-8 and u**3 / 720 <= 1.8e-7; above it 1 / (2 tanh) and 1 / u,
     both up to 20, cancel, which leaves 20 roundings of the type a few times over.
@@ -143,7 +144,7 @@ def test_continuous_bernoulli_matches_its_definition_at_all_logits(dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_continuous_bernoulli_has_finite_gradients_at_all_logits(dtype):
-    """An attack differentiates the mean: no overflow may turn into NaN. The slope is the variance, from 0 to 1/12."""
+    """Attacks differentiate the mean, so no overflow may become NaN. The slope is the variance, between 0 and 1/12."""
     logits = LOGITS.to(dtype).requires_grad_(True)
     for function in (continuous_bernoulli_log_normaliser, continuous_bernoulli_mean):
         (gradient,) = torch.autograd.grad(function(logits).sum(), logits)
@@ -182,17 +183,21 @@ def test_samples_have_the_encoders_law():
     assert follows((vae.sample(x, seeded(1)) - mu) / sigma, stats.norm.cdf)
 
 
-def test_sampling_uses_the_generator_and_no_mode_turns_it_off():
+def test_sampling_uses_the_seed_and_no_mode_turns_it_off():
     vae, x = random_vae(), uniform(5, 12)
-    assert torch.equal(vae.train().sample(x, seeded(1)), vae.eval().sample(x, seeded(1)))
-    assert not torch.equal(vae.sample(x, seeded(1)), vae.sample(x, seeded(2)))
+    assert torch.equal(vae.train().sample(x, seed=1), vae.eval().sample(x, seed=1))
+    assert torch.equal(vae.sample(x, seed=1), vae.sample(x, seeded(1)))
+    assert not torch.equal(vae.sample(x, seed=1), vae.sample(x, seed=2))
     generator = seeded(1)
     assert not torch.equal(vae.sample(x, generator), vae.sample(x, generator))
     before = torch.get_rng_state()
-    vae.sample(x, seeded(1))
+    assert torch.equal(vae.sample(x), vae.sample(x, seed=0))
     assert torch.equal(torch.get_rng_state(), before)
-    vae.sample(x)
-    assert not torch.equal(torch.get_rng_state(), before)
+
+
+def test_every_row_of_a_sample_has_its_own_noise():
+    vae, x = random_vae(), uniform(1, 12).expand(6, 12)
+    assert len(vae.sample(x).unique(dim=0)) == 6
 
 
 @pytest.mark.parametrize("likelihood", LIKELIHOODS)
@@ -205,3 +210,56 @@ def test_gradients_reach_every_weight_and_the_input(likelihood):
         assert float(weight.grad.abs().max()) > 0, name
     z = vae.sample(x.detach(), seeded(0))
     assert z.requires_grad  # the reparameterisation lets the gradient through
+
+
+# the layers of the encoder's mean
+
+
+def test_layers_come_in_double_precision_and_without_a_graph():
+    vae = random_vae().float().requires_grad_(True)
+    layers = mean_layers(vae, uniform(2, 12).float())
+    assert len(layers) == 3
+    assert all(one.dtype == torch.float64 and not one.requires_grad for layer in layers for one in layer)
+
+
+def test_an_encoder_without_layers_is_an_error():
+    class Other:
+        def encode(self, x):
+            return x, torch.ones_like(x)
+
+    with pytest.raises(TypeError, match=r"must have a method mean_layers\(\).*but Other has none"):
+        mean_layers(Other(), uniform(1, 3))
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda layers: [(2 * layers[0][0], layers[0][1]), *layers[1:]],
+        lambda layers: [*layers[:-1], (layers[-1][0], layers[-1][1] + 1)],
+        lambda layers: [*layers[:-1], (layers[-1][0] * torch.nan, layers[-1][1])],
+        lambda layers: layers[:-1],
+        lambda layers: [*layers, (2 * torch.eye(3).double(), torch.zeros(3).double())],
+    ],
+    ids=["weight", "bias", "NaN", "too few", "too many"],
+)
+def test_layers_of_another_encoder_are_an_error(spoil, monkeypatch):
+    vae = random_vae()
+    layers = spoil(vae.mean_layers())
+    monkeypatch.setattr(vae, "mean_layers", lambda: layers)
+    with pytest.raises(ValueError, match="must be the layers of model.encode's mean, but they compute another one"):
+        mean_layers(vae, uniform(2, 12))
+
+
+def test_layers_that_do_not_fit_are_an_error(monkeypatch):
+    vae = random_vae()
+    layers = vae.mean_layers()
+    monkeypatch.setattr(vae, "mean_layers", lambda: [layers[0], layers[2], layers[1]])
+    with pytest.raises(ValueError, match="must fit each other and the inputs, but: mat1 and mat2 shapes"):
+        mean_layers(vae, uniform(2, 12))
+
+
+def test_an_activation_that_is_no_relu_is_an_error():
+    vae = random_vae()
+    vae.encoder_mu[1] = torch.nn.Tanh()
+    with pytest.raises(ValueError, match="they compute another one"):
+        mean_layers(vae, uniform(2, 12))

@@ -360,7 +360,10 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_it(splits, tmp_path):
     # in a later epoch, that of the last good one stays
     with pytest.raises(FloatingPointError, match=r"mnist_beta1_tau0_latents3: the loss is nan in epoch 3"):
         train(
-            TINY, *splits, tmp_path, progress=lambda done, epoch: splits[0].pixels.fill_(torch.nan) if done == 2 else None
+            TINY,
+            *splits,
+            tmp_path,
+            progress=lambda done, epoch: splits[0].pixels.fill_(torch.nan) if done == 2 else None,
         )
     assert [path.name for path in tmp_path.iterdir()] == [f"{TINY.name}.checkpoint"]
 

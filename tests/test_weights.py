@@ -12,21 +12,10 @@ import torch
 from vaerobust.model import VAE, elbo_terms
 from vaerobust.zoo import data
 from vaerobust.zoo.machine import Hardware
+from vaerobust.zoo.manifest import Epoch, FinalTerms, ImagesUsed, Manifest, SplitsUsed
 from vaerobust.zoo.protocol import COMPANIONS, GRID, Spec
 from vaerobust.zoo.training import evaluate
-from vaerobust.zoo.weights import (
-    SHIPPED,
-    Epoch,
-    FinalTerms,
-    ImagesUsed,
-    Manifest,
-    SplitsUsed,
-    Trained,
-    half_precision_bytes,
-    load_model,
-    pretrained,
-    save_model,
-)
+from vaerobust.zoo.weights import SHIPPED, Trained, half_precision_bytes, load_model, pretrained, save_model
 
 SPEC = Spec(hidden=16, latents=3, tau=0.5, likelihood="gaussian")
 TERMS = (-90.0, -70.0, 20.0, -92.0, -71.0, 21.0)

@@ -123,7 +123,7 @@ def pixels(name: str, value: Tensor, width: int | None = None) -> Tensor:
 
 
 def per_point(name: str, value: float | Tensor, n: int, like: Tensor) -> Tensor:
-    """Return ``value`` (one number, or one a point) as a tensor of shape (n,), all finite and >= 0.
+    """Return ``value``, one number or one per point, as a tensor of shape (n,), all finite and >= 0.
 
     Raises
     ------

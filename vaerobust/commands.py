@@ -22,9 +22,10 @@ from vaerobust.measuring.command import measure_model
 from vaerobust.study import summaries
 from vaerobust.study.measurements import MEASUREMENTS, Measurement
 from vaerobust.zoo import data
+from vaerobust.zoo.manifest import Epoch
 from vaerobust.zoo.protocol import COMPANIONS, GRID, SEEDS, VARIANTS, Spec
 from vaerobust.zoo.training import train
-from vaerobust.zoo.weights import SHIPPED, Epoch, load_model
+from vaerobust.zoo.weights import SHIPPED, load_model
 
 MODELS = {"paper": GRID, "companions": COMPANIONS, "seeds": SEEDS, "variants": VARIANTS}
 """The lists of models that ``train`` can train, by the value of ``--models``."""

@@ -47,7 +47,8 @@ class RandomSearch:
         Radii of the grid, >= 2. If the share of samples within r falls and rises between two of them, the search does
         not see it.
     tolerance : float
-        Width of the bracket at which bisection ends, > 0, in input units.
+        Width of the bracket at which bisection ends, > 0, in input units. It ends too where no number of the inputs'
+        precision lies between the ends.
     perturb_sigma : bool
         True takes sigma at x + delta, as Algorithm 2 is printed. False takes it at x, as Eq. 3 does.
     confidence : float

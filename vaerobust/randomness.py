@@ -5,7 +5,7 @@ time it is made. A ``torch.Generator`` is drawn from where it stands and moves o
 new numbers. All points of a call meet the same noise: results depend neither on the order of the points nor on how a
 batch is split between calls with the same whole number. Where two quantities are compared, give both calls the same
 number, and they are compared on the same noise. Where one result chooses what another one judges, give them different
-numbers.
+numbers. The one exception is :meth:`vaerobust.model.VAE.sample`, in which each row has noise of its own.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def as_generator(seed: Seed, like: Tensor) -> torch.Generator:
     TypeError
         If the seed is neither a whole number nor a generator.
     ValueError
-        If it is negative or needs more than 64 bits.
+        If it is negative, or 2**63 or larger.
     """
     if isinstance(seed, torch.Generator):
         return seed
@@ -45,7 +45,13 @@ def as_generator(seed: Seed, like: Tensor) -> torch.Generator:
 
 
 def as_number(seed: Seed, like: Tensor) -> int:
-    """Return a whole number from which a function can start several streams: the seed itself, or one drawn from it."""
+    """Return a whole number from which a function can start several streams: the seed itself, or one drawn from it.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`as_generator`.
+    """
     if isinstance(seed, torch.Generator):
         return int(torch.randint(2**62, (), generator=seed, device=seed.device))
     as_generator(seed, like)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -53,13 +54,16 @@ class Result:
             elif isinstance(value, Tensor | np.ndarray):
                 if value.ndim <= 1:
                     columns[name] = _array(value)
-            elif isinstance(value, str | bool | int | float):
+            elif isinstance(value, str | bool | int | float | np.generic):
                 columns[name] = value
         return columns
 
 
 def _array(value: Tensor | np.ndarray) -> np.ndarray:
-    return value.detach().cpu().numpy() if isinstance(value, Tensor) else value
+    if isinstance(value, np.ndarray):
+        return value
+    value = value.detach().cpu()
+    return (value.float() if value.dtype == torch.bfloat16 else value).numpy()  # numpy has no bfloat16
 
 
 def _plain(value: Any) -> Any:
@@ -68,6 +72,8 @@ def _plain(value: Any) -> Any:
         return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
     if isinstance(value, Tensor | np.ndarray):
         return _plain(_array(value).tolist())
+    if isinstance(value, np.generic):
+        return _plain(value.item())
     if isinstance(value, list | tuple):
         return [_plain(inner) for inner in value]
     if isinstance(value, float) and not math.isfinite(value):

@@ -21,6 +21,8 @@ from torch import Tensor
 from vaerobust.attacks import AttackSettings, maximum_damage
 from vaerobust.batches import ROWS, slices
 from vaerobust.bounds import theorem_1_quotient
+from vaerobust.certify.both_sides import BothSides, both_sides
+from vaerobust.certify.curves import curves
 from vaerobust.criterion import distance_quantile, probability_of_robustness
 from vaerobust.distance import distances
 from vaerobust.jacobians import jacobian_norms
@@ -28,7 +30,6 @@ from vaerobust.likelihood import log_likelihood
 from vaerobust.margins import MarginSearch, attack_margin
 from vaerobust.model import VAE
 from vaerobust.random_direction import RandomSearch, random_direction_radius
-from vaerobust.study._soon import BothSides, both_sides, curves
 from vaerobust.study.choices import CHOICES, DEFAULT, FIXED_R, Choice
 from vaerobust.study.encoder import EncoderStatistics, encoder_statistics
 from vaerobust.study.records import (
@@ -52,8 +53,20 @@ from vaerobust.zoo.protocol import COMPANIONS, GRID, SUMMARISED, Spec
 from vaerobust.zoo.training import images_used
 from vaerobust.zoo.weights import Trained
 
-R_SEED, TEST_SEED, ATTACK_SEED, LIKELIHOOD_SEED, OTHER_IMAGE_SEED = 1, 2, 3, 4, 5
-MARGIN_SEED, RANDOM_DIRECTION_SEED = 100, 200
+R_SEED = 1
+"""Of the samples that choose r."""
+TEST_SEED = 2
+"""Of the samples that estimate P(D(x) <= r)."""
+ATTACK_SEED = 3
+"""Of the attacks on the likelihood."""
+LIKELIHOOD_SEED = 4
+"""Of the embeddings under which an image's likelihood is taken."""
+OTHER_IMAGE_SEED = 5
+"""Of the embeddings of other images."""
+MARGIN_SEED = 100
+"""Of the search for the attack margin."""
+RANDOM_DIRECTION_SEED = 200
+"""Of the search for the random-direction radius."""
 
 FEW_IMAGES_NORMS = (1.0, 4.0)
 """Norms L of the attacks on the likelihood of the first images, in pixels."""
@@ -67,17 +80,17 @@ RADII_OF_CURVES = (0.005, 0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.5
 """Norms R of perturbations, in pixels, for which the least r is enclosed."""
 
 MARGIN_IMAGES = 50
-"""The main summaries have the margins of this many first images."""
+"""Number of first test images whose margins are in a model's main summary."""
 DAMAGE_IMAGES = 200
-"""The main summaries have the likelihood under attack of this many first images."""
+"""Number of first test images whose likelihood under attack is in a model's main summary."""
 FIRST_IMAGES = 100
-"""Where all images are attacked, the damage to this many first ones is also stored on its own."""
+"""Number of first test images whose damage is also stored on its own, where all images are attacked."""
 CONFIDENCE = 0.999
 """Of each certificate, and of each attack's test where margins are enclosed from both sides."""
 BOTH_SIDES_IMAGES = 100
-"""The margins of this many first images are enclosed from both sides, and so is their least r."""
+"""Number of first test images whose margins, and whose least r, are enclosed from both sides."""
 KEPT_PERTURBATIONS = 10
-"""The attacks' perturbations are stored for this many first images."""
+"""Number of first test images for which the attacks' perturbations are stored."""
 
 
 def spread(values: Tensor) -> Spread:
@@ -85,7 +98,7 @@ def spread(values: Tensor) -> Spread:
     return Spread(float(values.mean()), float(values.std()))
 
 
-def over_images(statistics: EncoderStatistics) -> EncoderSummary:
+def encoder_summary(statistics: EncoderStatistics) -> EncoderSummary:
     """Return mean and standard deviation over images of an encoder's statistics."""
     return EncoderSummary(
         sigma=spread(statistics.sigma),
@@ -219,7 +232,7 @@ def damage(
 def measure_model(trained: Trained, images: Images) -> ModelSummary:
     """Measure the main quantities of a model: the encoder on all images, margins and damage on the first ones."""
     start, vae, x = time.perf_counter(), trained.vae, images.pixels
-    encoder = over_images(encoder_statistics(vae, x))
+    encoder = encoder_summary(encoder_statistics(vae, x))
     own, fixed = (margins(vae, x[:MARGIN_IMAGES], choice) for choice in (DEFAULT, FIXED_R))
     damaged = damage(vae, x[:DAMAGE_IMAGES])
     return ModelSummary(provenance(trained, images, start), encoder, own, fixed, damaged)
@@ -260,7 +273,7 @@ def measure_curves(trained: Trained, images: Images) -> CurvesSummary:
     """Enclose the least r of the first images for perturbations of each norm."""
     start = time.perf_counter()
     found = curves(trained.vae, images.pixels[:BOTH_SIDES_IMAGES], RADII_OF_CURVES, confidence=CONFIDENCE)
-    return CurvesSummary(provenance(trained, images, start), RADII_OF_CURVES, found)
+    return CurvesSummary(provenance(trained, images, start), found)
 
 
 def provenance(trained: Trained, images: Images, start: float) -> Provenance:

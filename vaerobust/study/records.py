@@ -23,11 +23,12 @@ from typing import ClassVar
 from torch import Tensor
 
 from vaerobust.attacks import AttackSettings
+from vaerobust.certify.both_sides import BothSides
+from vaerobust.certify.curves import Curves
 from vaerobust.results import Result
-from vaerobust.study._soon import BothSides, Curves
 from vaerobust.zoo.machine import Hardware
+from vaerobust.zoo.manifest import FinalTerms, ImagesUsed
 from vaerobust.zoo.protocol import Spec
-from vaerobust.zoo.weights import FinalTerms, ImagesUsed
 
 
 @dataclass(frozen=True)
@@ -301,13 +302,10 @@ class CurvesSummary(Summary):
     Attributes
     ----------
     provenance : Provenance
-    radii : tuple of float
-        Norms R of the perturbations, in pixels.
     curves : Curves
-        The two ends, each of shape (len(radii), n).
+        The norms R of the perturbations in pixels, and both ends of the least r for each of them.
     """
 
     kind: ClassVar[str] = "curves"
 
-    radii: tuple[float, ...]
     curves: Curves

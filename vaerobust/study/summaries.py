@@ -28,7 +28,7 @@ FOLDER = Path(__file__).parent / "stored"
 """The folder of the summaries that ship with the package."""
 DIGITS = 5
 """Significant digits of the numbers in a file, which keep the files small."""
-ENDS = ("own", "fixed")
+PARTS = ("own", "fixed")
 """The two parts of a summary of both sides."""
 
 Kind = TypeVar("Kind", bound=Summary)
@@ -40,7 +40,7 @@ def load(spec: Spec, kind: type[Kind], *, folder: Path = FOLDER) -> Kind:
     Parameters
     ----------
     spec : Spec
-        The model.
+        The model. Fields that are not part of its name, such as ``precision``, may be left out.
     kind : type
         A kind of summary, such as :class:`vaerobust.study.records.ModelSummary`.
     folder : path
@@ -66,7 +66,7 @@ def load(spec: Spec, kind: type[Kind], *, folder: Path = FOLDER) -> Kind:
         if issubclass(kind, BothSidesSummary):
             add_perturbations(content, perturbations_path(path))
         found = from_plain(kind, content)
-        if found.provenance.spec != spec:
+        if found.provenance.spec.name != spec.name:
             raise ValueError(f"it is of the model {found.provenance.spec.name}")
     except (ValueError, TypeError) as error:
         raise ValueError(f"summary {path} is corrupt ({type(error).__name__}: {error})") from error
@@ -77,11 +77,11 @@ def save(path: Path, summary: Summary) -> None:
     """Write a summary as a whole or not at all; perturbations first, to the file of tensors beside it."""
     content = rounded(to_plain(summary))
     if isinstance(summary, BothSidesSummary):
-        deltas = {end: getattr(summary, end).delta.contiguous() for end in ENDS}
+        deltas = {part: getattr(summary, part).delta.contiguous() for part in PARTS}
         write_atomically(perturbations_path(path), tensors_as_bytes(deltas))
-        for end in ENDS:
-            del content[end]["delta"]
-    write_atomically(path, (json.dumps(content) + "\n").encode())
+        for part in PARTS:
+            del content[part]["delta"]
+    write_atomically(path, (json.dumps(content, allow_nan=False) + "\n").encode())
 
 
 def add_perturbations(content: Any, path: Path) -> None:
@@ -94,8 +94,8 @@ def add_perturbations(content: Any, path: Path) -> None:
     """
     try:
         deltas = load_tensors(path.read_bytes())
-        for end in ENDS:
-            content[end] = content[end] | {"delta": deltas[end]}
+        for part in PARTS:
+            content[part] = content[part] | {"delta": deltas[part]}
     except (OSError, SafetensorError, KeyError, TypeError) as error:
         raise ValueError(f"{path.name} is missing or corrupt: {error}") from error
 

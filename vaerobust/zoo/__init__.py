@@ -8,8 +8,8 @@ Start at :func:`vaerobust.zoo.data.load` for images and at :func:`vaerobust.zoo.
     Which models there are, and in what each of them differs from the paper's protocol (Appendix F).
 ``training``
     Training by that protocol.
-``weights``
-    Trained models on disk: weights and manifest.
+``weights``, ``manifest``
+    Trained models on disk: their weights, and how they were trained.
 ``files``, ``machine``, ``typed_json``
     Tools: whole files and digests; processor and versions; dataclasses as JSON.
 

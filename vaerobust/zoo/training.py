@@ -26,9 +26,10 @@ from vaerobust.model import VAE, elbo_terms, kl_to_prior, total_correlation
 from vaerobust.zoo.data import Images
 from vaerobust.zoo.files import digest, write_atomically
 from vaerobust.zoo.machine import hardware, versions
+from vaerobust.zoo.manifest import Epoch, FinalTerms, ImagesUsed, Manifest, SplitsUsed
 from vaerobust.zoo.protocol import Spec
 from vaerobust.zoo.typed_json import from_plain, to_plain
-from vaerobust.zoo.weights import Epoch, FinalTerms, ImagesUsed, Manifest, SplitsUsed, load_model, save_model
+from vaerobust.zoo.weights import load_model, save_model
 
 EVALUATION_SEED = 1
 """Seed of the noise with which every model is evaluated."""

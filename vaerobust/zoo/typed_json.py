@@ -100,8 +100,9 @@ def _is_required(field: Field[Any]) -> bool:
 
 def _tensor(value: Any, where: str) -> Tensor:
     """Return nested lists as a tensor: of truth values, or of numbers in double precision."""
+    numbers = _numbers(_expect(list, value, where))
     try:
-        array = np.array(_numbers(_expect(list, value, where)))
+        array = np.array(numbers)
     except ValueError as error:
         raise ValueError(f"{where or 'the file'} must hold lists of equal length: {error}") from error
     if array.dtype.kind not in "bif":

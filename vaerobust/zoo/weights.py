@@ -1,7 +1,7 @@
 """Trained models on disk: weights as safetensors in float16, and beside them a manifest in JSON.
 
 Start at :func:`pretrained`, which loads a model that ships with the package. :func:`load_model` loads any other one.
-How models are trained is in :mod:`vaerobust.zoo.training`.
+What a manifest says is in :mod:`vaerobust.zoo.manifest`, how models are trained in :mod:`vaerobust.zoo.training`.
 """
 
 from __future__ import annotations
@@ -15,115 +15,12 @@ from safetensors.torch import load, save
 
 from vaerobust.model import VAE
 from vaerobust.zoo.files import digest, write_atomically
-from vaerobust.zoo.machine import Hardware
+from vaerobust.zoo.manifest import Manifest
 from vaerobust.zoo.protocol import Spec
 from vaerobust.zoo.typed_json import from_plain, to_plain
 
 SHIPPED = Path(__file__).parent / "pretrained"
 """The folder of the models that ship with the package."""
-
-
-@dataclass(frozen=True)
-class FinalTerms:
-    """The terms of the ELBO at the end of training, in nats per point, not weighted by beta.
-
-    Attributes
-    ----------
-    train_elbo, train_reconstruction, train_kl : float
-        ELBO, its reconstruction term and its KL term: means over the training images, with one sample of z per image.
-    test_elbo, test_reconstruction, test_kl : float
-        The same over the test images.
-    """
-
-    train_elbo: float
-    train_reconstruction: float
-    train_kl: float
-    test_elbo: float
-    test_reconstruction: float
-    test_kl: float
-
-
-@dataclass(frozen=True)
-class Epoch:
-    """One epoch of a training run.
-
-    Attributes
-    ----------
-    seconds : float
-        Wall time of the training steps.
-    train_elbo, train_reconstruction, train_kl : float
-        In nats per point: means over the epoch's batches, each taken before the batch's step.
-    test_elbo, test_reconstruction, test_kl : float
-        In nats per point, after the epoch, with one sample of z per image.
-    """
-
-    seconds: float
-    train_elbo: float
-    train_reconstruction: float
-    train_kl: float
-    test_elbo: float
-    test_reconstruction: float
-    test_kl: float
-
-
-@dataclass(frozen=True)
-class ImagesUsed:
-    """Which images were used.
-
-    Attributes
-    ----------
-    source : str
-        Where the raw files came from, in words.
-    images : int
-        Number of images.
-    sha256 : str
-        SHA-256 of their pixels.
-    """
-
-    source: str
-    images: int
-    sha256: str
-
-
-@dataclass(frozen=True)
-class SplitsUsed:
-    """The images of a training run: those it was trained on and those it was evaluated on."""
-
-    train: ImagesUsed
-    test: ImagesUsed
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """How a model was trained, and what came out.
-
-    Attributes
-    ----------
-    spec : Spec
-        Everything that the run depended on, beside the images.
-    final : FinalTerms
-        ELBO and its terms, of the weights before they were rounded to float16.
-    data : SplitsUsed
-        Images of both splits.
-    seconds : float
-        Wall time of all training epochs.
-    versions : dict
-        Version by name of package, Python among them.
-    hardware : Hardware
-    history : tuple of Epoch
-        One per epoch, with seven significant digits.
-    weights_sha256 : str
-        SHA-256 of the file of the weights.
-    """
-
-    spec: Spec
-    final: FinalTerms
-    data: SplitsUsed
-    seconds: float
-    versions: dict[str, str]
-    hardware: Hardware
-    history: tuple[Epoch, ...]
-    weights_sha256: str
 
 
 @dataclass(frozen=True)

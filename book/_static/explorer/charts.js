@@ -1,11 +1,13 @@
-// What the explorer draws: images, a histogram, and the bounds on the axis of the slider.
+// The drawings of the explorer: images, a histogram, and the bounds on the axis of the slider.
+//
+// What is drawn is computed in probe.js; the page around the drawings is in explorer.js.
 
 const SVG = "http://www.w3.org/2000/svg";
 const BINS = 45;
-const SHOWN = 3; // the histogram ends at so many times r; what lies beyond is in its last bin
+const SHOWN = 3; // the histogram ends at this many times r; its last bin also counts all larger distances
 const PADDING = { left: 46, right: 12, top: 22, bottom: 38 };
 
-/** A number with three significant digits, in full. */
+/** Return a number with three significant digits, without an exponent. */
 export const shortly = (value) => String(Number(value.toPrecision(3)));
 
 export function element(tag, attributes = {}, ...children) {
@@ -22,17 +24,17 @@ function shape(tag, attributes, text = "") {
   return made;
 }
 
-/** Draw grey values in [0, 1] on a canvas; what a perturbation takes beyond is cut off. */
+/** Draw grey values on a canvas. Values that a perturbation moves out of [0, 1] are drawn as 0 or 1. */
 export function drawImage(canvas, pixels) {
   const image = new ImageData(canvas.width, canvas.height);
   for (let i = 0; i < image.width * image.height; i++) {
-    image.data.fill(255 * Math.min(1, Math.max(0, pixels[i])), 4 * i, 4 * i + 3); // ImageData rounds by itself
+    image.data.fill(255 * Math.min(1, Math.max(0, pixels[i])), 4 * i, 4 * i + 3); // ImageData rounds
     image.data[4 * i + 3] = 255;
   }
   canvas.getContext("2d").putImageData(image, 0, 0);
 }
 
-/** Share of the values in each bin. r is an edge between two, so that a bar lies on one side of it. */
+/** Return the share of the distances in each bin. r is an edge between two bins, so no bar lies on both sides of it. */
 function shares(distances, r) {
   const out = new Float64Array(BINS);
   const width = (SHOWN * r) / BINS;
@@ -46,12 +48,12 @@ function shares(distances, r) {
 
 const CEILINGS = [0.1, 0.2, 0.4, 0.7, 1];
 
-/** The distribution of D: bars with the perturbation, an outline without. */
+/** Draw the distribution of D: bars with the perturbation, an outline without. */
 export function drawHistogram(svg, distances, unperturbed, r) {
   const [width, height] = [svg.clientWidth, svg.clientHeight];
   const [moved, clean] = [shares(distances, r), shares(unperturbed, r)];
   const most = Math.max(...moved, ...clean);
-  const ceiling = CEILINGS.find((value) => value >= most) ?? 1; // in steps, so that it does not tremble
+  const ceiling = CEILINGS.find((value) => value >= most) ?? 1; // so that the axis seldom changes
   const x = (bin) => PADDING.left + ((width - PADDING.left - PADDING.right) * bin) / BINS;
   const y = (share) => height - PADDING.bottom - (height - PADDING.top - PADDING.bottom) * Math.min(1, share / ceiling);
   const shapes = [hatching(), ...axes(x, y, ceiling, r, width, height)];
@@ -65,12 +67,12 @@ export function drawHistogram(svg, distances, unperturbed, r) {
   const outline = [...clean].map((share, bin) => `H${x(bin)}V${y(share)}`).join("") + `H${x(BINS)}V${y(0)}`;
   shapes.push(shape("path", { d: `M${x(0)} ${y(0)}${outline}`, class: "unperturbed" }));
   const edge = x(BINS / SHOWN);
-  shapes.push(shape("path", { d: `M${edge} ${y(0)}V${PADDING.top - 6}`, class: "radius" }));
+  shapes.push(shape("path", { d: `M${edge} ${y(0)}V${PADDING.top - 6}`, class: "edge" }));
   shapes.push(shape("text", { x: edge + 5, y: PADDING.top - 8 }, `r = ${shortly(r)}`));
   svg.replaceChildren(...shapes);
 }
 
-/** Lines over the bars beyond r, so that colour is not their only sign. */
+/** Return the pattern of lines over the bars beyond r, so that colour is not the only difference. */
 function hatching() {
   const size = { width: 5, height: 5, patternUnits: "userSpaceOnUse", patternTransform: "rotate(45)" };
   const pattern = shape("pattern", { id: "explorer-hatching", ...size });
@@ -78,6 +80,7 @@ function hatching() {
   return pattern;
 }
 
+/** Return the axes of the histogram, their labels and their title. */
 function axes(x, y, ceiling, r, width, height) {
   const shapes = [shape("path", { d: `M${x(0)} ${y(ceiling)}V${y(0)}H${x(BINS)}`, class: "axis" })];
   for (let times = 0; times <= SHOWN; times++) {
@@ -93,23 +96,27 @@ function axes(x, y, ceiling, r, width, height) {
   return shapes;
 }
 
-/** The axis of sizes: linear below the first of them, logarithmic above; shared with book/explorer.py. */
+/**
+ * The axis of sizes: linear far below the first size, logarithmic far above it. It ends at the second size.
+ * book/explorer_picture.py draws the same axis.
+ */
 export class SizeAxis {
   constructor([least, most]) {
     this.least = least;
     this.most = most;
   }
 
-  /** Where a size stands, from 0 to 1. */
+  /** Return the place of a size on the axis, from 0 to 1. */
   position(size) {
     return Math.min(1, Math.log1p(size / this.least) / Math.log1p(this.most / this.least));
   }
 
+  /** Return the size at a place on the axis. */
   size(position) {
     return this.least * Math.expm1(position * Math.log1p(this.most / this.least));
   }
 
-  /** Draw the ticks: 0 and powers of ten. */
+  /** Draw the ticks: 0, and powers of ten. */
   drawTicks(place) {
     const ticks = [0];
     for (let tick = 10 ** Math.ceil(Math.log10(this.least) + 0.5); tick <= this.most; tick *= 10) ticks.push(tick);
@@ -119,16 +126,18 @@ export class SizeAxis {
   }
 }
 
-const MARKERS = { "theorem 1": "▲", certified: "■", attack: "◆", random: "●" };
-
 /**
- * Lay the bounds out below the slider, one a row: a button at its place that moves the slider there. Each of them has a
- * column, a size, what it is called and of what kind it is.
+ * Show the bounds below the slider, one per row. Each is a button at the place of its size, and moves the slider there.
+ *
+ * @param {Element} place  below the slider.
+ * @param {Array} bounds  each with column, size, name, kind and symbol.
+ * @param {SizeAxis} axis
+ * @param {Function} go  called with the size of a bound whose button is pressed.
  */
 export function drawBounds(place, bounds, axis, go) {
   place.querySelectorAll(".explorer-bound").forEach((old) => old.remove());
   for (const bound of bounds) {
-    const marker = element("span", { class: "marker", "aria-hidden": "true" }, MARKERS[bound.column]);
+    const marker = element("span", { class: "marker", "aria-hidden": "true" }, bound.symbol);
     const words = element("span", {}, bound.name, element("span", { class: "kind" }, ` ${bound.kind}`));
     const title = "Move the slider to this size";
     const button = element("button", { type: "button", "data-bound": bound.column, title }, marker, words);
@@ -138,7 +147,7 @@ export function drawBounds(place, bounds, axis, go) {
   }
 }
 
-/** Put the middle of the marker at its place, and the words on the side where there is more room. */
+/** Put the middle of the marker at its place, and the words on the side that has more room. */
 function placeBound(button, half, position) {
   const [side, edge] = position <= 0.5 ? ["left", position] : ["right", 1 - position];
   button.style[side] = `calc(${100 * edge}% - ${half}px)`;

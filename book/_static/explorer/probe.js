@@ -1,11 +1,13 @@
-// One image, one model, one kind of perturbation: what a perturbation of any size does to the reconstruction.
+// What a perturbation of any size does to the reconstruction, for one image, one model and one kind of direction.
+//
+// Start at the class Probe. It computes D(x, delta) of Eq. 3 as the package does in vaerobust/distance.py.
 
 import { normals } from "./statistics.js";
 
 export const SAMPLES = 300;
 const SEEDS = { eta: 1, nu: 2 };
 
-/** Noise of the encoder and directions of Algorithm 2, one of each a sample; the same for every image and model. */
+/** The encoder's noise and Algorithm 2's directions: one of each per sample, equal for all images and models. */
 export class Noise {
   constructor(latents, pixels) {
     this.eta = normals(SAMPLES * latents, SEEDS.eta);
@@ -19,7 +21,7 @@ function norm(values) {
   return Math.sqrt(sum);
 }
 
-/** Scale every row to norm 1; a row of zeros stays one. */
+/** Scale every row to norm 1. A row of zeros remains zero. */
 export function unitRows(values, width) {
   for (let start = 0; start < values.length; start += width) {
     const row = values.subarray(start, start + width);
@@ -29,19 +31,20 @@ export function unitRows(values, width) {
   return values;
 }
 
-/** Directions of norm 1, one for all samples or one for each, and what the encoder's first layer makes of them. */
+/** Directions of norm 1, one for all samples or one per sample, and the encoder's first layer applied to them. */
 export class Directions {
   constructor(vae, rows) {
     this.rows = rows;
     this.number = rows.length / vae.pixels;
-    // the layer is linear, so this is computed once and only scaled at every step
+    // The layer is linear, so its outputs are computed once and only scaled at each step of the slider.
     this.slopes = withoutBias(vae.first(rows, this.number), vae.shared.bias);
   }
 }
 
 /**
- * D(x, delta) of Eq. 3, delta = size * direction: either one direction for all samples, the worst, or one for each, as
- * in Algorithm 2. sigma is that of x, so the samples are g(mu(x + delta) + eta * sigma(x)).
+ * Samples of D(x, delta) of Eq. 3 with delta = size * direction. There is one direction for all samples, the worst
+ * known, or one per sample, as in Algorithm 2. The samples are || g(mu(x + delta) + eta * sigma(x)) - g(mu(x)) ||, so sigma is
+ * that of the unperturbed x.
  */
 export class Probe {
   constructor(vae, x, directions, noise) {
@@ -53,7 +56,7 @@ export class Probe {
     this.unperturbed = this.distances(vae.decode(this.latents(mu), SAMPLES));
   }
 
-  /** All that is shown of one size: distances, and the first direction's input and reconstructions. */
+  /** Return what is shown of one size: all distances, and input and reconstruction for the first direction. */
   at(size) {
     const { vae, directions } = this;
     const mu = vae.meanFrom(shifted(this.base, directions.slopes, size), directions.number);
@@ -66,7 +69,7 @@ export class Probe {
     };
   }
 
-  /** mu + eta * sigma, one row a sample; there is one mu for all of them, or one for each. */
+  /** Return mu + eta * sigma, one row per sample. There is one mu for all samples, or one per sample. */
   latents(mu) {
     const width = this.vae.latents;
     const z = new Float64Array(SAMPLES * width);

@@ -1,0 +1,4 @@
+"""Words that all chapters share."""
+
+DATASETS = {"mnist": "MNIST", "fashion-mnist": "fashion-MNIST"}
+"""The names of the data sets as the book writes them."""
