@@ -1,4 +1,4 @@
-"""VAEs in the styles that people write, trained for a few epochs on images that ship, so that tests can measure them."""
+"""VAEs in the styles that people write, trained for a few epochs on images that ship."""
 
 from __future__ import annotations
 

@@ -116,7 +116,7 @@ def measure(  # noqa: PLR0913 - the one call that most readers make names its op
     checks.one_of("suspicions", suspicions, REACTIONS)
     vae, called_so = unpacked(model)
     if device is not None and isinstance(vae, nn.Module):
-        vae = vae.to(device)
+        vae = moved(vae, device)
     rows = as_rows(images, getattr(vae, "shape", None))
     if first is not None:
         rows = rows._replace(pixels=rows.pixels[: checks.count("first", first)])
@@ -138,6 +138,21 @@ def unpacked(model: Any) -> tuple[Any, str]:
         return model.vae, (Spec(**spec) if isinstance(spec, dict) else spec).name
     inner = model.module if isinstance(model, Wrapped) else model
     return model, type(inner).__name__
+
+
+def moved(model: nn.Module, device: str | torch.device) -> nn.Module:
+    """Return the model on a device.
+
+    Raises
+    ------
+    ValueError
+        If there is no such device.
+    """
+    try:
+        return model.to(device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device must be one that torch can use here, but is {str(device)!r}: {reason}") from error
 
 
 def like_weights(model: Any, pixels: Tensor) -> Tensor:
