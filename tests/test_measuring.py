@@ -26,7 +26,7 @@ import vaerobust
 from vaerobust.certify.both_sides import both_sides
 from vaerobust.measuring.images import as_rows, load
 from vaerobust.measuring.measure import affordable
-from vaerobust.measuring.report import COLUMNS, MARGINS, median_interval, shown
+from vaerobust.measuring.record import COLUMNS, MARGINS, median_interval, shown
 from vaerobust.zoo.weights import Trained
 
 PIXELS, SHAPE = 16, (1, 4, 4)

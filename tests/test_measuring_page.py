@@ -82,7 +82,7 @@ def test_the_books_models_stand_beside_it(soup):
         assert called(spec.name) in names
     median = float(summaries.load(GRID[0], BothSidesSummary).own.attack.median())
     (row,) = [row for row in soup.find_all("tr") if row.th and row.th.get_text() == called(GRID[0].name)]
-    assert vaerobust.measuring.report.shown(median) in [cell.get_text() for cell in row.find_all("td")]
+    assert vaerobust.measuring.record.shown(median) in [cell.get_text() for cell in row.find_all("td")]
 
 
 def test_models_measured_at_another_r_are_not_beside_the_books(reports):

@@ -25,7 +25,8 @@ from vaerobust.batches import slices
 from vaerobust.measuring.images import Rows, as_rows
 from vaerobust.measuring.parts import SAMPLES, WEIGHT, Part, Settings, joined, measured_curve, measured_part
 from vaerobust.measuring.probe import REACTIONS, SuspicionWarning, called, probe, weights
-from vaerobust.measuring.report import Curve, Report, Run
+from vaerobust.measuring.record import Curve, Run
+from vaerobust.measuring.report import Report
 from vaerobust.measuring.store import Store
 from vaerobust.measuring.wrap import Wrapped, wrap
 from vaerobust.model import GaussianVAE
