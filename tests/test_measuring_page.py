@@ -11,6 +11,7 @@ from axe_playwright_python.sync_playwright import Axe
 from bs4 import BeautifulSoup
 from conftest import ROOT
 from test_measuring import QUICK, images, model
+from usual_models import held_out
 
 import vaerobust
 from vaerobust.measuring.html import called, page
@@ -124,3 +125,15 @@ def test_the_page_is_accessible_in_both_themes(theme, reports, browser, tmp_path
             )
     finally:
         context.close()
+
+
+def test_a_model_that_ignores_its_input_is_said_to():
+    vae = model()
+    decode = vae.decode
+    vae.decode = lambda z: decode(1e-3 * z)
+    encode = vae.encode
+    vae.encode = lambda x: (1e-3 * encode(x)[0], encode(x)[1])
+    found = vaerobust.measure(vae, images(), samples=200, progress=False)
+    assert "hardly uses its input" in found.to_html()
+    clear = vaerobust.measure(vaerobust.pretrained("mnist", 0.1), held_out(2), samples=200, progress=False)
+    assert "hardly uses its input" not in clear.to_html()

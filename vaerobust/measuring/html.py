@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import jinja2
 import numpy as np
+import torch
 
 from vaerobust.measuring import figures
 from vaerobust.measuring.record import MARGINS, Record, shown
@@ -69,6 +70,7 @@ def page(report: Record, comparison: Any = None) -> str:
         count=len(report.table),
         figures=drawn, extremes=extremes(report), book=book, missing=reasons(report), scale=scale(report),
         comparison=comparison, version=package_version(), listed=listed(report), guaranteed=guaranteed(report),
+        use=use(report),
     )  # fmt: skip
 
 
@@ -131,10 +133,11 @@ def called(name: str) -> str:
 
 def reasons(report: Record) -> list[tuple[str, str]]:
     """Return what could not be measured and why; what has the same reason is listed together."""
-    words = {column.name: column.label for column in MARGINS} | {"curve": "The curves of r", "half_space": "Half-space"}
+    words = {column.name: column.label for column in MARGINS} | {"curve": "The curves of r"}
     by_reason: dict[str, list[str]] = {}
-    for name, reason in report.missing.items():
-        by_reason.setdefault(reason, []).append(words.get(name, name))
+    for name, label in words.items():
+        if name in report.missing:
+            by_reason.setdefault(report.missing[name], []).append(label)
     return [(", ".join(names), reason) for reason, names in by_reason.items()]
 
 
@@ -148,6 +151,22 @@ def scale(report: Record) -> dict[str, str]:
         "share": shown(100 * attack / typical) if typical else "-",
         "typical": shown(typical),
     }
+
+
+def use(report: Record) -> dict[str, Any]:
+    """Return how good the reconstructions are, and whether they depend on the image at all.
+
+    A model that ignores its input is robust, so its margins alone would mislead.
+    """
+    found = {"error": shown(report.median("error").value), "apart": "", "ignores": False}
+    if len(report.table) > 1:
+        apart = torch.pdist(report.images.pixels).median()
+        found["apart"] = shown(float(apart))
+        if "reconstruction" in report.pictures:
+            moved = float(torch.pdist(torch.as_tensor(report.pictures["reconstruction"])).median())
+            found |= {"moved": shown(moved), "r": shown(report.median("r").value)}
+            found["ignores"] = moved < report.median("r").value
+    return found
 
 
 def guaranteed(report: Record) -> int:

@@ -203,6 +203,7 @@ class Record:
         elif self.table["attack_censored"].astype(float).mean() > 0.5:
             broken = f"no attack up to norm {shown(attack.most)} breaks it for most of them"
         if not certified.measured:
+            broken = broken.replace("breaks it", "breaks the reconstruction", 1)
             return f"For {images}, {broken}. Nothing could be certified, so a shorter perturbation may break it too."
         if certified.value == 0:
             return f"For {images}, no perturbation could be ruled out (median certified margin 0); {broken}."
