@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy import stats
 
-from vaerobust.measuring.report import MARGINS, Report, median_interval, plain, shown
+from vaerobust.measuring.record import MARGINS, median_interval, plain, shown
+from vaerobust.measuring.report import Report
 from vaerobust.zoo.files import write_atomically
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ import numpy as np
 from matplotlib.figure import Figure as Drawing
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from vaerobust.measuring.report import MARGINS, Report, shown
+from vaerobust.measuring.record import MARGINS, Record, shown
 
 INK = "#010101"
 """Replaced by the colour of the text."""
@@ -84,13 +84,13 @@ def jitter(count: int) -> np.ndarray:
     return 0.22 * np.sin(2.399963 * np.arange(count) * 7)
 
 
-def finite(report: Report, column: str) -> np.ndarray:
+def finite(report: Record, column: str) -> np.ndarray:
     """Return the values of a column that can be drawn on a logarithmic axis."""
     values = report.table[column].to_numpy(dtype=float)
     return values[np.isfinite(values) & (values > 0)]
 
 
-def distribution_of_r(report: Report) -> Figure:
+def distribution_of_r(report: Record) -> Figure:
     """Draw r, one dot per image."""
     values = finite(report, "r")
     kept: list[str] = []
@@ -110,7 +110,7 @@ def distribution_of_r(report: Report) -> Figure:
     return Figure(kept[0], alt)
 
 
-def margins(report: Report) -> Figure:
+def margins(report: Record) -> Figure:
     """Draw each margin, one dot per image, and its median."""
     measured = [column for column in MARGINS if len(finite(report, column.name))]
     kept: list[str] = []
@@ -141,7 +141,7 @@ def margins(report: Report) -> Figure:
     return Figure(kept[0], "Medians and ranges over images: " + ", ".join(told) + ".")
 
 
-def enclosures(report: Report) -> Figure | None:
+def enclosures(report: Record) -> Figure | None:
     """Draw for each image what is known of its margin: from the certified one to the attack's."""
     certified, attack = (report.table[name].to_numpy(dtype=float) for name in ("certified", "attack"))
     both = np.isfinite(certified) & np.isfinite(attack) & (certified > 0)
@@ -170,7 +170,7 @@ def enclosures(report: Report) -> Figure | None:
     return Figure(kept[0], alt)
 
 
-def curve(report: Report) -> Figure | None:
+def curve(report: Record) -> Figure | None:
     """Draw the least r against the norm R of perturbations, enclosed from both sides; one panel per image."""
     found = report.curve
     if found is None:

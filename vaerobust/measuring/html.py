@@ -11,19 +11,17 @@ import io
 import math
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Any, NamedTuple
 
 import jinja2
 import numpy as np
+import torch
 
 from vaerobust.measuring import figures
-from vaerobust.measuring.report import MARGINS, Report, shown
+from vaerobust.measuring.record import MARGINS, Record, shown
 from vaerobust.study import summaries
 from vaerobust.study.records import BothSidesSummary
 from vaerobust.zoo.protocol import GRID
-
-if TYPE_CHECKING:
-    from vaerobust.measuring.compare import Comparison
 
 BOOK_LEVEL, BOOK_R = 0.9, 4.0
 """The two choices of r at which the book measured its models."""
@@ -50,8 +48,15 @@ class BookModel(NamedTuple):
     own: bool
 
 
-def page(report: Report, comparison: Comparison | None = None) -> str:
-    """Return the page of a report, with the comparison with another model if there is one."""
+def page(report: Record, comparison: Any = None) -> str:
+    """Return the page of a report, with the comparison with another model if there is one.
+
+    Parameters
+    ----------
+    report : Record
+    comparison : Comparison, optional
+        Of :mod:`vaerobust.measuring.compare`.
+    """
     book = book_models(report)
     drawn = {
         "r": figures.distribution_of_r(report),
@@ -65,11 +70,12 @@ def page(report: Report, comparison: Comparison | None = None) -> str:
         count=len(report.table),
         figures=drawn, extremes=extremes(report), book=book, missing=reasons(report), scale=scale(report),
         comparison=comparison, version=package_version(), listed=listed(report), guaranteed=guaranteed(report),
+        use=use(report),
     )  # fmt: skip
 
 
-def comparison_page(comparison: Comparison) -> str:
-    """Return the page of a comparison alone."""
+def comparison_page(comparison: Any) -> str:
+    """Return the page of a comparison of :mod:`vaerobust.measuring.compare` alone."""
     return template("comparison.html").render(comparison=comparison, shown=shown, version=package_version())
 
 
@@ -99,7 +105,7 @@ def beside(book: list[BookModel]) -> figures.Figure | None:
     return figures.beside(rows)
 
 
-def book_models(report: Report) -> list[BookModel]:
+def book_models(report: Record) -> list[BookModel]:
     """Return the medians of the book's models and of this one, by attack margin; none where r was chosen otherwise."""
     settings = report.run.settings
     own_r = settings["r"] is None and settings["level"] == BOOK_LEVEL
@@ -125,16 +131,17 @@ def called(name: str) -> str:
     return ", ".join([*words, *([] if tau == "tau0" else [f"τ = {tau.removeprefix('tau')}"])])
 
 
-def reasons(report: Report) -> list[tuple[str, str]]:
+def reasons(report: Record) -> list[tuple[str, str]]:
     """Return what could not be measured and why; what has the same reason is listed together."""
-    words = {column.name: column.label for column in MARGINS} | {"curve": "The curves of r", "half_space": "Half-space"}
+    words = {column.name: column.label for column in MARGINS} | {"curve": "The curves of r"}
     by_reason: dict[str, list[str]] = {}
-    for name, reason in report.missing.items():
-        by_reason.setdefault(reason, []).append(words.get(name, name))
+    for name, label in words.items():
+        if name in report.missing:
+            by_reason.setdefault(report.missing[name], []).append(label)
     return [(", ".join(names), reason) for reason, names in by_reason.items()]
 
 
-def scale(report: Report) -> dict[str, str]:
+def scale(report: Record) -> dict[str, str]:
     """Return what the median attack means for single pixels."""
     attack, pixels = report.median("attack").value, report.images.pixels.shape[1]
     typical = float(report.images.pixels.norm(dim=1).median())
@@ -146,12 +153,28 @@ def scale(report: Report) -> dict[str, str]:
     }
 
 
-def guaranteed(report: Report) -> int:
+def use(report: Record) -> dict[str, Any]:
+    """Return how good the reconstructions are, and whether they depend on the image at all.
+
+    A model that ignores its input is robust, so its margins alone would mislead.
+    """
+    found = {"error": shown(report.median("error").value), "apart": "", "ignores": False}
+    if len(report.table) > 1:
+        apart = torch.pdist(report.images.pixels).median()
+        found["apart"] = shown(float(apart))
+        if "reconstruction" in report.pictures:
+            moved = float(torch.pdist(torch.as_tensor(report.pictures["reconstruction"])).median())
+            found |= {"moved": shown(moved), "r": shown(report.median("r").value)}
+            found["ignores"] = moved < report.median("r").value
+    return found
+
+
+def guaranteed(report: Record) -> int:
     """Return for how many images something is certified."""
     return int((report.table["certified"].to_numpy(dtype=float) > 0).sum())
 
 
-def listed(report: Report) -> list[list[str]]:
+def listed(report: Record) -> list[list[str]]:
     """Return the rows of the table of all images, as text."""
     names = ("image", "r", *(column.name for column in MARGINS))
     rows = []
@@ -165,7 +188,7 @@ def listed(report: Report) -> list[list[str]]:
     return rows
 
 
-def extremes(report: Report) -> list[tuple[str, list[Pictures]]]:
+def extremes(report: Record) -> list[tuple[str, list[Pictures]]]:
     """Return pictures of the images with the smallest and the largest margins; none where inputs are no pictures."""
     if not report.pictures or layout(report.images.shape) is None:
         return []
@@ -180,7 +203,7 @@ def extremes(report: Report) -> list[tuple[str, list[Pictures]]]:
     ]
 
 
-def pictures(report: Report, image: int) -> Pictures:
+def pictures(report: Record, image: int) -> Pictures:
     """Return the pictures of one image."""
     kept, shape = report.pictures, report.images.shape
     x, delta = report.images.pixels[image].numpy(), kept["delta"][image]

@@ -73,20 +73,21 @@ def as_rows(images: Any, shape: tuple[int, ...] | None = None) -> Rows:
         )
     require_pixels(pixels)
     own = tuple(pixels.shape[1:])
-    if (
-        shape is not None
-        and len(own) > 1
-        and [size for size in own if size > 1] != [size for size in shape if size > 1]
-    ):
+    if shape is not None and not fits(own, shape):
         turned = len(own) == 3 and own == (*shape[1:], shape[0])
         raise ValueError(
             f"images must have the model's shape {tuple(shape)}, but each has {own}"
             + (": put the channels first by images.permute(0, 3, 1, 2)" if turned else "")
         )
-    if shape is not None and math.prod(own) != math.prod(shape):
-        raise ValueError(f"images must have the model's shape {tuple(shape)}, but each has {own}")
     rows = pixels.reshape(len(pixels), -1).contiguous()
-    return Rows(rows, tuple(shape) if shape is not None else pictured(own))
+    return Rows(rows, tuple(shape) if shape is not None and len(shape) > 1 else pictured(own))
+
+
+def fits(own: tuple[int, ...], shape: tuple[int, ...]) -> bool:
+    """Tell whether images fit a model's shape: one of both is flat, or they differ in dimensions of size 1 only."""
+    flat = len(own) == 1 or len(shape) == 1
+    same = [size for size in own if size > 1] == [size for size in shape if size > 1]
+    return math.prod(own) == math.prod(shape) and (flat or same)
 
 
 def require_pixels(pixels: Tensor) -> None:

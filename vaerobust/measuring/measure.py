@@ -25,12 +25,14 @@ from vaerobust.batches import slices
 from vaerobust.measuring.images import Rows, as_rows
 from vaerobust.measuring.parts import SAMPLES, WEIGHT, Part, Settings, joined, measured_curve, measured_part
 from vaerobust.measuring.probe import REACTIONS, SuspicionWarning, called, probe, weights
-from vaerobust.measuring.report import Curve, Report, Run
+from vaerobust.measuring.record import Curve, Run
+from vaerobust.measuring.report import Report
 from vaerobust.measuring.store import Store
 from vaerobust.measuring.wrap import Wrapped, wrap
 from vaerobust.model import GaussianVAE
 from vaerobust.randomness import Seed, as_number
 from vaerobust.zoo.protocol import Spec
+from vaerobust.zoo.weights import Trained
 
 FEWEST = 5_000
 """Draws behind each certificate of a model whose decoder is expensive."""
@@ -115,7 +117,7 @@ def measure(  # noqa: PLR0913 - the one call that most readers make names its op
     checks.one_of("suspicions", suspicions, REACTIONS)
     vae, called_so = unpacked(model)
     if device is not None and isinstance(vae, nn.Module):
-        vae = vae.to(device)
+        vae = moved(vae, device)
     rows = as_rows(images, getattr(vae, "shape", None))
     if first is not None:
         rows = rows._replace(pixels=rows.pixels[: checks.count("first", first)])
@@ -132,13 +134,26 @@ def measure(  # noqa: PLR0913 - the one call that most readers make names its op
 
 def unpacked(model: Any) -> tuple[Any, str]:
     """Return the model itself and a name for it; a trained model of the zoo comes with its manifest."""
-    vae = getattr(model, "vae", model)
-    manifest = getattr(model, "manifest", None)
-    spec = getattr(manifest, "spec", None) or (manifest.get("spec") if isinstance(manifest, dict) else None)
-    if spec is not None:
-        return vae, (Spec(**spec) if isinstance(spec, dict) else spec).name
-    inner = vae.module if isinstance(vae, Wrapped) else vae
-    return vae, type(inner).__name__
+    if isinstance(model, Trained):
+        spec = model.manifest["spec"] if isinstance(model.manifest, dict) else model.manifest.spec
+        return model.vae, (Spec(**spec) if isinstance(spec, dict) else spec).name
+    inner = model.module if isinstance(model, Wrapped) else model
+    return model, type(inner).__name__
+
+
+def moved(model: nn.Module, device: str | torch.device) -> nn.Module:
+    """Return the model on a device.
+
+    Raises
+    ------
+    ValueError
+        If there is no such device.
+    """
+    try:
+        return model.to(device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device must be one that torch can use here, but is {str(device)!r}: {reason}") from error
 
 
 def like_weights(model: Any, pixels: Tensor) -> Tensor:

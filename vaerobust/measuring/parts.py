@@ -237,7 +237,7 @@ def joined(parts: list[Part]) -> dict[str, Tensor]:
 def measured_curve(model: GaussianVAE, x: Tensor, found: dict[str, Tensor], settings: Settings) -> Part:
     """Measure the least r for perturbations of some sizes, for the least and the most robust image and a middle one."""
     if not {"attack", "certified"} <= set(found):
-        return Part({}, {"curve": "it needs certificates, and there are none"})
+        return Part({}, {"curve": "they need certificates, and there are none"})
     order = found["attack"].nan_to_num(nan=torch.inf).argsort()
     chosen = order[torch.linspace(0, len(order) - 1, min(CURVE_IMAGES, len(order))).round().long()]
     certified = found["certified"][found["certified"] > 0]

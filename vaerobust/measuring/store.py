@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as tensors_as_bytes
 
 from vaerobust.measuring.parts import Part
-from vaerobust.measuring.report import Run
+from vaerobust.measuring.record import Run
 from vaerobust.zoo.files import write_atomically
 
 

@@ -11,7 +11,8 @@ Start reading at :func:`wrap`, then :func:`gaussian_of` and :func:`mean_of`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -120,7 +121,8 @@ class Wrapped(nn.Module):
 
     def _encoded(self, x: Tensor) -> tuple[Tensor, Tensor]:
         images = (x.reshape(-1, *self.shape) - self.mean.to(x)) / self.std.to(x) if self.outputs else x
-        mu, value, kind = gaussian_of(self._encode(images.reshape(-1, *self.shape)), self.scale)
+        with unvalidated():
+            mu, value, kind = gaussian_of(self._encode(images.reshape(-1, *self.shape)), self.scale)
         sigma = SCALES[kind](value)
         if sigma.shape != mu.shape:
             sigma = sigma.expand_as(mu)  # one sigma for all latents, or for all images
@@ -128,11 +130,27 @@ class Wrapped(nn.Module):
         return mu.flatten(1), sigma.flatten(1)
 
     def _decoded(self, z: Tensor) -> Tensor:
-        out = mean_of(self._decode(z.reshape(-1, *self.latent_shape)), self.shape)
+        with unvalidated():
+            out = mean_of(self._decode(z.reshape(-1, *self.latent_shape)), self.shape)
         out = torch.sigmoid(out) if self.logits else out.reshape(-1, *self.shape)
         if self.outputs == "normalised":
             out = out.reshape(-1, *self.shape) * self.std.to(out) + self.mean.to(out)
         return out.flatten(1)
+
+
+@contextmanager
+def unvalidated() -> Iterator[None]:
+    """Let distributions be made without a look at their values.
+
+    Their own checks branch on data, which neither a Jacobian by ``vmap`` nor a trace for a certificate can follow. The
+    probe checks the values.
+    """
+    before = Distribution._validate_args
+    Distribution.set_default_validate_args(False)
+    try:
+        yield
+    finally:
+        Distribution.set_default_validate_args(before)
 
 
 class MeanNetwork(nn.Module):
