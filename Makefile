@@ -64,7 +64,7 @@ format: $(TEST) ## Format all code
 	$(BIN)/ruff format .
 	$(BIN)/python book/notebook_code.py
 
-lowest: ## Run the core's tests with the oldest versions that pyproject.toml allows (some minutes, 4 GB in _build)
+lowest: ## Run the core's tests with the oldest versions that pyproject.toml allows (some minutes, 6 GB in _build)
 	$(PYTHON) tests/lowest.py
 
 clean: ## Remove what was built; keep .venv and the data cache
