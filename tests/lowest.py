@@ -16,8 +16,8 @@ ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "_build/lowest"
 TOOLS = ("pytest", "hypothesis", "mpmath")
 TESTS = (
-    "checks", "batches", "randomness", "results", "model", "linear", "distance", "criterion", "likelihood", "algorithms",
-    "random_direction", "jacobians", "bounds", "linearised", "attacks", "margins", "weights",
+    "checks", "batches", "randomness", "results", "model", "linear", "distance", "criterion", "likelihood",
+    "algorithms", "random_direction", "jacobians", "bounds", "linearised", "attacks", "margins", "weights",
 )  # fmt: skip
 
 
