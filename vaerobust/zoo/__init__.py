@@ -5,13 +5,13 @@ Start at :func:`vaerobust.zoo.data.load` for images and at :func:`vaerobust.zoo.
 ``data``, ``downloads``
     MNIST and fashion-MNIST, and the sources that they are fetched from.
 ``protocol``
-    Which models there are, and in what each of them differs from the paper's protocol (Appendix F).
+    Which models there are, and how each of them differs from the paper's protocol (Appendix F).
 ``training``
     Training by that protocol.
 ``weights``, ``manifest``
     Trained models on disk: their weights, and how they were trained.
 ``files``, ``machine``, ``typed_json``
-    Tools: whole files and digests; processor and versions; dataclasses as JSON.
+    Tools: writing files and their digests; the machine and its versions; dataclasses as JSON.
 
 Nothing here measures robustness.
 """
