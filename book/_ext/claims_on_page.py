@@ -62,10 +62,10 @@ def insert_verdicts(notebook: NotebookNode, name: str, ledger: Ledger | None) ->
                 line = wording.line(claim, changed=name in ledger["changed"])
                 lines.setdefault(measured_by[claim["name"]], []).append(line)
     cells = []
-    for place, cell in enumerate(notebook.cells):
+    for index, cell in enumerate(notebook.cells):
         if cell.cell_type == "code":
             cell.outputs = [output for output in cell.outputs if CLAIM not in output.get("data", {})]
         cells.append(cell)
-        if place in lines:
-            cells.append(nbformat.v4.new_markdown_cell("\n\n".join(lines[place]), id=f"claims-{place}"))
+        if index in lines:
+            cells.append(nbformat.v4.new_markdown_cell("\n\n".join(lines[index]), id=f"claims-{index}"))
     notebook.cells = cells
