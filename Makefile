@@ -15,7 +15,7 @@ help: ## List the targets
 book: $(BOOK) ## Execute the notebooks at full scale and build the book: _build/html/index.html
 	$(BIN)/python book/build.py
 
-test: $(TEST) browser ## Run all tests, those of the notebooks at smoke scale and of the built pages among them
+test: $(TEST) browser ## Run all tests, also those of the notebooks at smoke scale and of the built pages
 	$(BIN)/python -m pytest
 
 setup: $(TEST) ## Set up .venv with all that book and tests need
@@ -48,7 +48,7 @@ data: $(BOOK) ## Fetch MNIST and fashion-MNIST into the cache
 serve: ## Show the built book at http://127.0.0.1:8000
 	$(PYTHON) -m http.server 8000 --bind 127.0.0.1 --directory _build/html
 
-bench: $(BOOK) ## Time named alternatives against each other and print the ratios
+bench: $(BOOK) ## Time our functions against alternatives and print the ratios
 	$(BIN)/python tests/bench.py
 
 lint: $(TEST) ## Check style, types, the direction of imports and spelling, in notebooks too

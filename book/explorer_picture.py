@@ -82,8 +82,9 @@ class State:
     number : int
         Index of the test image.
     r : float
+        The r of r-robustness, in pixel values (2-norm).
     size : float
-        Norm of the perturbation.
+        Norm of the perturbation, in pixel values (2-norm).
     sizes : list of float
         The number of each bound of :data:`BOUNDS`.
     images : dict of Tensor, each shape (d_x,)

@@ -1,6 +1,6 @@
 """Show the ledger of claims, ``OUT/claims.json``, on pages and below the cells that measured the claims.
 
-A page asks by a comment on a line of its own: ``<!-- claims: summary -->``, ``<!-- claims: counts -->`` or
+A page asks for a text by a comment on a line of its own: ``<!-- claims: summary -->``, ``<!-- claims: counts -->`` or
 ``<!-- claims: entries -->``. The texts come from ``book/wording.py``. Nothing is connected to Sphinx here:
 ``executed_notebooks.py`` calls :func:`fill` and :func:`insert_verdicts`.
 """

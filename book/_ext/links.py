@@ -29,7 +29,7 @@ def load(root: Path) -> Checks:
 
 def name_of(test: str) -> str:
     """Return the label of a test's source, such as ``check-bounds-theorem-1-is-its-formula``."""
-    file, _, function = test.partition("::")
+    file, _, function = test.partition("::")  # the slices below cut off "test_" and ".py"
     return re.sub(r"[._]", "-", f"check-{file[5:-3]}-{function[5:]}")
 
 

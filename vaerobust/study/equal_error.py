@@ -229,7 +229,22 @@ def likely_start(share: Share, radius: float, walk: Walk) -> float:
 def repeat(
     vae: VAE, x: Tensor, r: Tensor, repeats: int, samples: int, tolerance: float, walk: Walk, begin: float
 ) -> Repeats:  # fmt: skip
-    """Run both searches in turns, each time with new noise."""
+    """Run both searches in turns, each time with new noise.
+
+    Parameters
+    ----------
+    vae, x, r
+        The model; one point, shape (1, d_x); and its r, shape (1,).
+    repeats : int
+        Runs of each search.
+    samples, tolerance
+        Settings of our search.
+    walk : Walk
+        Settings of the printed algorithm.
+    begin : float
+        Radius in pixels at which the printed algorithm begins. Each repeat begins a little further out, so that the
+        radius lies at different places between two steps.
+    """
     ours, other, drawn, seconds, seconds_per_pass = [], [], [], [], []
     for k in range(repeats):
         start = time.perf_counter()

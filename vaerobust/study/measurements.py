@@ -4,8 +4,8 @@ Start at :data:`MEASUREMENTS`: for each kind of summary it names the models that
 it. Those functions are put together from :func:`margins` and :func:`damage`, which chapters call too, and from the
 functions of :mod:`vaerobust.certify`. What a summary holds is in :mod:`vaerobust.study.records`.
 
-All models meet the same noise. The choice of r, the tests of r-robustness, attacks and likelihoods each have a seed of
-their own, so none of them sees the samples of another.
+All models are measured with the same noise. The choice of r, the tests of r-robustness, attacks and likelihoods each
+have a seed of their own, so none of them uses the samples of another.
 """
 
 from __future__ import annotations
