@@ -1,4 +1,4 @@
-"""Work in parts: how much passes through a network at a time, so that memory does not grow with what is asked for."""
+"""Work in blocks, so that memory does not grow with the number of points and samples that a caller asks for."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 ROWS = 16_384
-"""Rows that pass through a network at a time: about 50 MB of reconstructions, whatever is asked for."""
+"""Rows that pass through a network at a time: about 50 MB of reconstructions of 784 pixels in single precision."""
 
 
 def slices(total: int, size: int) -> Iterator[slice]:
-    """Cut range(total) into runs of at most ``size``."""
+    """Cut range(total) into consecutive slices of at most ``size`` elements."""
     return (slice(start, min(start + size, total)) for start in range(0, total, size))
 
 
@@ -22,10 +22,15 @@ def blockwise(block: Callable[[slice, slice], Tensor], n: int, samples: int, lik
     Parameters
     ----------
     block : callable
-        Maps a slice of points and a slice of samples to their values.
+        Maps a slice of points and a slice of samples to their values, shape (points, samples).
     n, samples : int
+        Numbers of points and of samples.
     like : Tensor
-        Its type and device are those of the result.
+        A tensor with the type and device of the result.
+
+    Returns
+    -------
+    Tensor, shape (n, samples)
     """
     out = torch.empty(n, samples, dtype=like.dtype, device=like.device)
     width = min(samples, ROWS)

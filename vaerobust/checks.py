@@ -1,4 +1,4 @@
-"""Checks of arguments: each error names the argument, what it was and what it must be."""
+"""Checks of arguments. Each returns the value if it passes; each error names the argument, its value and the rule."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def positive(name: str, value: float, *, zero: bool = False) -> float:
 
 
 def count(name: str, value: int, *, least: int = 1) -> int:
-    """Return ``value`` if it is a whole number of at least ``least``.
+    """Return ``value`` as an int if it is a whole number of at least ``least``.
 
     Raises
     ------
@@ -38,7 +38,7 @@ def count(name: str, value: int, *, least: int = 1) -> int:
 
 
 def probability(name: str, value: float) -> float:
-    """Return ``value`` if it lies strictly between 0 and 1.
+    """Return ``value`` as a float if it lies strictly between 0 and 1.
 
     Raises
     ------
@@ -52,7 +52,7 @@ def probability(name: str, value: float) -> float:
 
 
 def _number(value: object) -> float:
-    """Return ``value`` as a float, NaN where it is no number: no check lets that through."""
+    """Return ``value`` as a float, or NaN if it is not a number; every check rejects NaN."""
     try:
         return float("nan" if isinstance(value, str) else value)  # type: ignore[arg-type]
     except (TypeError, ValueError):
@@ -83,9 +83,9 @@ def vectors(name: str, value: Tensor, width: int | None = None, *, like: Tensor 
     value : Tensor
         What was passed.
     width : int, optional
-        Its second dimension; any if left out.
+        Required size of the second dimension; any size if left out.
     like : Tensor, optional
-        A tensor whose whole shape it must have.
+        A tensor whose shape ``value`` must have.
 
     Raises
     ------
@@ -123,7 +123,9 @@ def pixels(name: str, value: Tensor, width: int | None = None) -> Tensor:
 
 
 def per_point(name: str, value: float | Tensor, n: int, like: Tensor) -> Tensor:
-    """Return ``value``, one number or one per point, as a tensor of shape (n,), all finite and >= 0.
+    """Return ``value``, one number or one per point, as a tensor of shape (n,) if all are finite and >= 0.
+
+    The result has the type and device of ``like``.
 
     Raises
     ------

@@ -29,6 +29,7 @@ from vaerobust.zoo.weights import SHIPPED, load_model
 MODELS = {"paper": GRID, "companions": COMPANIONS, "seeds": SEEDS, "variants": VARIANTS}
 """The lists of models that ``train`` can train, by the value of ``--models``."""
 PROCESSORS = os.cpu_count() or 1
+"""Processors of this machine, and so how many models are trained or measured at a time by default."""
 
 
 @click.group()
@@ -58,7 +59,7 @@ class Trainer:
     device : str
         'cpu', or 'cuda' where there is a GPU.
     images : int, optional
-        Train on this many first images only; on all if left out.
+        Train on only the first so many images; on all if left out.
     """
 
     folder: Path
@@ -93,7 +94,7 @@ class Trainer:
 @click.option("--jobs", default=PROCESSORS, show_default=True, help="Models at a time.")
 @click.option("--device", default="cpu", show_default=True, help="cpu, or cuda where there is a GPU.")
 @click.option("--epochs", default=Spec.epochs, show_default=True, help="Epochs; fewer for a trial.")
-@click.option("--images", type=int, help="Train on this many first images only, for a trial.")
+@click.option("--images", type=int, help="Train on only the first so many images, for a trial.")
 def train_models(
     models: str, folder: Path, only: str, jobs: int, device: str, epochs: int, images: int | None
 ) -> None:  # fmt: skip
@@ -137,7 +138,7 @@ def in_processes(calls: list[Call], jobs: int, what: str) -> None:
 @main.command("study")
 @click.option(
     "--folder", type=click.Path(path_type=Path), default=Path("_build/models"), show_default=True,
-    help="Models that do not ship; those that are missing are trained into it.",
+    help="Folder of the models that are not included; missing ones are trained into it.",
 )  # fmt: skip
 @click.option(
     "--summaries", "out", type=click.Path(path_type=Path), default=summaries.FOLDER, show_default=True,
@@ -170,7 +171,7 @@ class Task:
     spec : Spec
     measurement : Measurement
     folder : Path
-        Models that do not ship.
+        Where models are that the package does not include.
     out : Path
         Where the summary goes.
     """
@@ -197,6 +198,6 @@ class Task:
 
 
 def weights_of(spec: Spec, folder: Path) -> Path | None:
-    """Return the file of a model's trained weights, among those that ship or in ``folder``; None if there is none."""
+    """Return the file of a model's weights, from the package or from ``folder``; None if neither has it."""
     paths = (where / f"{spec.name}.safetensors" for where in (SHIPPED, folder))
     return next((path for path in paths if path.exists() and path.with_suffix(".json").exists()), None)
