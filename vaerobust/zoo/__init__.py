@@ -5,7 +5,7 @@ Start at :func:`vaerobust.zoo.data.load` for images and at :func:`vaerobust.zoo.
 ``data``, ``downloads``
     MNIST and fashion-MNIST, and the sources that they are fetched from.
 ``protocol``
-    Which models there are, and how each of them differs from the paper's protocol (Appendix F).
+    Which models there are, and in what each of them differs from the paper's protocol (Appendix F).
 ``training``
     Training by that protocol.
 ``weights``, ``manifest``

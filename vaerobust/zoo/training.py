@@ -191,7 +191,7 @@ def read_checkpoint(content: bytes) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def objective(vae: VAE, x: Tensor, eta: Tensor, spec: Spec) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the loss that training minimises, shape (), and the two terms of the ELBO per point, shape (n,) each.
+    """Return the loss that training minimises, shape (), and both terms of the ELBO at each point, shape (n,).
 
     The objective of the beta-VAE weights the KL term by beta (Section 2.3). That of the beta-TC-VAE (Chen et al. 2018)
     splits the mean of the KL term over the data into parts and weights one of them, the total correlation of the
