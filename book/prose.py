@@ -242,12 +242,12 @@ def covered(text: str) -> str:
     text = cover(r"(?m)^:(?!alt|caption)[\w-]+:.*$", text)  # options of directives
     text = cover(r"(?m)^\([^()\n]+\)=\s*$|^\{[.#][^}\n]*\}\s*$", text)  # labels, and attributes of blocks
     text = cover(r"\[(?:[^\[\]]|\[[^\[\]]*\])*\]\{[^}\n]*\.paper\b[^}\n]*\}", text)  # [...]{.paper}
-    text = re.sub(rf"\{{(?:{SILENT})\}}(`+)(?:([^`]*?)<[^`>]*>|[^`]*?)\1", keep_group(2), text)
+    text = re.sub(rf"\{{(?:{SILENT})\}}(`+)(?:([^`]*?)<[^`>]*>|[^`]*?)\1", keep_group(2), text)  # roles in SILENT
     text = re.sub(r"\{[\w:-]+\}(`+)([^`]+?)\1", keep_group(2), text)  # other roles
     text = re.sub(r"(?<!`)(`+)(?!`)([\d.,\s%×-]+)(?<!`)\1(?!`)", keep_group(2), text)  # `0.84`
     text = cover(r"(?s)(?<!`)(`+)(?!`)(?:(?!\n\s*\n).)+?(?<!`)\1(?!`)", text)  # code
     text = cover(r"(?<=\])\([^)\s]*\)|<https?:[^>\s]*>|https?://\S+", text)  # links
-    return cover(r"\{[\w:-]+\}|(?<=\$\$)\s\([\w-]+\)", text)
+    return cover(r"\{[\w:-]+\}|(?<=\$\$)\s\([\w-]+\)", text)  # names of directives, labels of equations
 
 
 def cover_fenced(text: str) -> str:
