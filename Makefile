@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 PYTHON ?= python3
 BIN := .venv/bin
-# What is set up: the book's needs, and in the same environment those of the tests.
+# Empty files that record what .venv holds: what the book needs, and also what the tests need.
 BOOK := .venv/.book
 TEST := .venv/.test
 
@@ -15,7 +15,7 @@ help: ## List the targets
 book: $(BOOK) ## Execute the notebooks at full scale and build the book: _build/html/index.html
 	$(BIN)/python book/build.py
 
-test: $(TEST) browser ## Run all tests, those of the notebooks at smoke scale and of the built pages among them
+test: $(TEST) browser ## Run all tests, also those of the notebooks at smoke scale and of the built pages
 	$(BIN)/python -m pytest
 
 setup: $(TEST) ## Set up .venv with all that book and tests need
@@ -48,7 +48,7 @@ data: $(BOOK) ## Fetch MNIST and fashion-MNIST into the cache
 serve: ## Show the built book at http://127.0.0.1:8000
 	$(PYTHON) -m http.server 8000 --bind 127.0.0.1 --directory _build/html
 
-bench: $(BOOK) ## Time named alternatives against each other and print the ratios
+bench: $(BOOK) ## Time our functions against alternatives and print the ratios
 	$(BIN)/python tests/bench.py
 
 lint: $(TEST) ## Check style, types, the direction of imports and spelling, in notebooks too
@@ -64,13 +64,13 @@ format: $(TEST) ## Format all code
 	$(BIN)/ruff format .
 	$(BIN)/python book/notebook_code.py
 
-lowest: ## Run the core's tests with the oldest versions that pyproject.toml allows (some minutes, 4 GB in _build)
+lowest: ## Run the core's tests with the oldest versions that pyproject.toml allows (some minutes, 6 GB in _build)
 	$(PYTHON) tests/lowest.py
 
 clean: ## Remove what was built; keep .venv and the data cache
 	rm -rf _build
 
-# Solved for the oldest Python, whose versions every later one takes too; nothing is installed.
+# pip chooses versions for the oldest supported Python. Later Pythons can use the same versions. Nothing is installed.
 define WRITE_LOCK
 import json, re, pathlib
 lock = pathlib.Path("requirements.lock")
@@ -90,8 +90,8 @@ lock: ## Make requirements.lock anew from the ranges in pyproject.toml
 
 comma := ,
 
-# Set up .venv: $(1) is what to install, $(2) the line that says so. The lock file gives the exact versions.
-# A set-up that was cut off may have left half a package, so the next one starts anew.
+# Set up .venv: $(1) has the package's extras to install, $(2) is the line to print. The lock file gives the versions.
+# An interrupted set-up may leave half a package behind, so the next set-up starts with an empty .venv.
 define SET_UP
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "Python 3.11 or later is needed; name it with: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }

@@ -36,7 +36,7 @@ PLACES = (
     "/Applications/Chromium.app/Contents/MacOS/Chromium",
     "/Applications/Microsoft Edge.app/Contents/MacOS/Microsoft Edge",
 )
-"""Where they are when they are not on the PATH; the last three are macOS's."""
+"""Where browsers are installed outside the PATH. The last three are places on macOS."""
 OPTIONS = [
     "--no-sandbox",  # the pages are our own, and root's Chromium does not start with a sandbox
     "--disable-gpu",
@@ -51,12 +51,13 @@ PATIENCE = 60_000
 OWN = Path(sys.prefix)
 """The project's environment, .venv."""
 UNPACKED = OWN / "chromium"
-"""Where Debian's packages are unpacked; ``run`` in it starts the browser."""
+"""The folder into which Debian's packages are unpacked. Its script ``run`` starts the browser."""
 SYSTEM_FONTS = Path("/etc/fonts/fonts.conf")
-"""Where a system that has fonts says so."""
+"""The configuration of fonts. A system without this file has no fonts."""
 NONE = "No browser could be installed here: install Chromium, Chrome or Edge, then start this again"
+"""What is printed if no browser starts and none can be installed."""
 
-# Playwright looks there for its own builds, and installs them there.
+# The folder in which Playwright looks for its own builds and installs them.
 os.environ.setdefault("PLAYWRIGHT_BROWSERS_PATH", str(OWN / "browsers"))
 
 
@@ -82,20 +83,17 @@ def provide() -> str:
     NoBrowserError
         If none starts and none could be installed.
     """
-    found = version()
-    for title, install in () if found else INSTALLERS:
+    if found := version():
+        return found
+    for title, install in INSTALLERS:
         print(f"No browser that starts: {title}", flush=True)
-        if install():
-            found = version()
-        if found:
-            break
-    if not found:
-        raise NoBrowserError(NONE)
-    return found
+        if install() and (found := version()):
+            return found
+    raise NoBrowserError(NONE)
 
 
 def version() -> str:
-    """Return kind and version of the browser that starts, empty where none does."""
+    """Return kind and version of the browser that starts; the empty string if none does."""
     with sync_playwright() as playwright:
         try:
             browser = launch(playwright)
@@ -107,7 +105,7 @@ def version() -> str:
 
 
 def launch(playwright: Playwright) -> Browser:
-    """Start the first browser of the machine that starts.
+    """Start a browser: the first of the :func:`candidates` that works.
 
     Parameters
     ----------
@@ -162,7 +160,7 @@ def install_by_apt() -> bool:
 
 
 def unpack_by_apt() -> bool:
-    """Download Debian's package and what it lacks here, unpack them without root, and tell whether that went well."""
+    """Download Debian's package and missing libraries, unpack them without root, and tell whether that went well."""
     if not (shutil.which("apt-get") and shutil.which("dpkg")):
         return False
     shutil.rmtree(UNPACKED, ignore_errors=True)
@@ -189,7 +187,7 @@ def unpack_by_apt() -> bool:
 
 
 def write_starter(root: Path) -> None:
-    """Write the script that starts the unpacked browser with the libraries, and if need be the fonts, beside it."""
+    """Write the script that starts the unpacked browser with its own libraries, and its own fonts if there are none."""
     libraries = ":".join(sorted({str(path.parent) for path in root.rglob("*.so*")}))
     lines = ["#!/bin/sh", f"export LD_LIBRARY_PATH='{libraries}'"]
     if not SYSTEM_FONTS.exists():  # without any font, pages would have no text
@@ -219,7 +217,7 @@ INSTALLERS: tuple[tuple[str, Callable[[], bool]], ...] = (
     ("installing Debian's Chromium by apt-get (about 400 MB)", install_by_apt),
     ("unpacking Debian's Chromium into .venv (400 to 800 MB)", unpack_by_apt),
 )
-"""What is tried where no browser starts: the line that says so, and the function that does it."""
+"""What is tried if no browser starts: the words for the progress line, and the function that does it."""
 
 
 if __name__ == "__main__":

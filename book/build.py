@@ -5,12 +5,12 @@ The build has these steps, each in a module of its own:
 1. ``prose.py`` looks for measured numbers that were typed into the notebooks, and ends the build if it finds one;
 2. ``freshness.py`` finds the notebooks whose executed copies are out of date;
 3. ``execution.py`` runs each ``notebooks/NAME.md`` under papermill into ``OUT/executed/notebooks/NAME.ipynb``;
-4. ``ledger.py`` judges by ``book/claims.yml`` what the copies recorded of the paper's claims, into
-   ``OUT/claims.json``;
-5. ``rendering.py`` lets Jupyter Book make ``OUT/html`` from copies, ledger and the pages of ``book/``.
+4. ``ledger.py`` collects what the copies recorded about the paper's claims, judges it by the rules of
+   ``book/claims.yml``, and writes the ledger, ``OUT/claims.json``;
+5. ``rendering.py`` runs Jupyter Book, which makes ``OUT/html`` from the copies, the ledger and the pages of ``book/``.
 
-A build may be interrupted and started again at any time: an executed copy, or the site, is replaced only by a whole
-one.
+A build may be interrupted and started again at any time. An executed copy is replaced only by a complete one, and so is
+the site.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def judge_claims(out: Path) -> bool:
-    """Write the ledger of claims and print its summary; tell whether records and registry fit."""
+    """Write the ledger of claims and print its summary; return whether the records fit the registry."""
     try:
         judged = ledger.judge_build(out)
     except LedgerError as error:

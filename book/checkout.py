@@ -30,12 +30,12 @@ def processors() -> int:
 
 
 def files_under(folder: Path) -> Iterator[Path]:
-    """Yield the files in a folder and its subfolders, except caches and half-written files."""
+    """Yield the files in a folder and its subfolders, except caches and hidden files, such as half-written ones."""
     return (path for path in folder.rglob("[!.]*") if path.is_file() and "__pycache__" not in path.parts)
 
 
 def digest(paths: Iterable[Path]) -> str:
-    """Return one SHA-256 of the names and contents of files; for a missing file, "missing" enters as its content."""
+    """Return one SHA-256 of the names and contents of files; "missing" stands for the content of a missing file."""
     total = hashlib.sha256()
     for path in sorted(paths):
         content = hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else "missing"

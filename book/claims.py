@@ -66,10 +66,10 @@ def differing_rules(ledger: Ledger, registry: list[Claim]) -> list[str]:
     found = [f"{name} is no longer in book/claims.yml" for name in judged if name not in rules]
     for name, rule in rules.items():
         fields = sorted(FIELDS | {"partly"})
-        before = judged.get(name, {})
+        entry = judged.get(name, {})
         if name not in judged:
             found.append(f"{name} was never judged")
-        elif changed := [field for field in fields if before.get(field) != rule.get(field)]:
+        elif changed := [field for field in fields if entry.get(field) != rule.get(field)]:
             found.append(f"{name} was judged by another text of: {', '.join(changed)}")
     if not found and list(judged) != list(rules):
         found.append("the claims were in another order")

@@ -30,7 +30,7 @@ from freshness import Task
 if TYPE_CHECKING:
     from nbformat import NotebookNode
 
-# What takes a second to import (torch, papermill) is imported where it is used: a build with nothing to do is short.
+# Slow imports (torch, papermill) are in the functions that need them, so that a build with nothing to do is quick.
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
@@ -207,7 +207,7 @@ def remove_traces(notebook: NotebookNode) -> None:
 
 
 def first_problem(notebook: NotebookNode) -> str | None:
-    """Describe the first cell that raised an error or wrote to stderr; None if there is none."""
+    """Describe the first cell that raised an error or wrote to stderr; return None if no cell did."""
     for cell in notebook.cells:
         for output in cell.get("outputs", []):
             if output.output_type == "error":
@@ -218,7 +218,7 @@ def first_problem(notebook: NotebookNode) -> str | None:
 
 
 def last_started(notebook: NotebookNode) -> str:
-    """Quote the cell that ran last."""
+    """Return a sentence that quotes the cell that started last."""
     started = [cell for cell in notebook.cells if cell.metadata.get("papermill", {}).get("start_time")]
     return f"The last cell that started was {quoted(started[-1])}" if started else "No cell had started."
 

@@ -4,8 +4,8 @@ Start at :func:`write`, which fills a folder. ``index.json`` is an :class:`Index
 margins by model. ``NAME.bin`` has the weights of a model and its worst known perturbations. ``figure.png`` shows what
 the page shows for one image and one model, to readers without JavaScript (:mod:`explorer_picture`).
 
-A model is included if its margins have been measured from both sides (``vaerobust study``). So are the images whose
-perturbations were stored then.
+A model is included if its margins have been measured from both sides (``vaerobust study``). The images are those whose
+perturbations were stored by this measurement.
 
 Weights stay in half precision, as they ship, so the browser computes with exactly the package's weights. Eight bits
 with a scale for each row would halve a file's 2.3 MB. But they move the probability of r-robustness by up to 13
@@ -25,10 +25,11 @@ from pathlib import Path
 import explorer_picture
 import matplotlib.pyplot as plt
 import torch
-from explorer_picture import BOUNDS, INTERVAL_CONFIDENCE, SIZES, TITLES
+from explorer_picture import BOUNDS, INTERVAL_CONFIDENCE, SIZES
 from torch import Tensor
 
 from vaerobust.certify.both_sides import BothSides
+from vaerobust.page.words import DATASETS as TITLES
 from vaerobust.study import summaries
 from vaerobust.study.records import BothSidesSummary
 from vaerobust.zoo import data
@@ -82,7 +83,8 @@ class BoundEntry:
     symbol : str
         The character that marks it on the axis.
     censored : str
-        The field of :class:`ImageBounds` that is true where the number is a limit of the search only; empty if none is.
+        The field of :class:`ImageBounds` that is true where the number is only the limit of the search. It is empty if
+        the search for this bound has no limit.
     """
 
     column: str
@@ -114,7 +116,7 @@ class ImageBounds:
 
 @dataclass(frozen=True)
 class ModelEntry:
-    """A model.
+    """What the index says of a model.
 
     Attributes
     ----------
@@ -123,9 +125,9 @@ class ModelEntry:
     bytes, crc32 : int
         Length and checksum of its file.
     confidence : float
-        Of each certificate and each confirmed attack, for each image by itself.
+        Confidence of each certificate and each confirmed attack, for each image by itself.
     own, fixed : ImageBounds
-        At either choice of r.
+        The bounds at each choice of r.
     """
 
     name: str
@@ -141,7 +143,7 @@ class ModelEntry:
 
 @dataclass(frozen=True)
 class DatasetEntry:
-    """A data set.
+    """What the index says of a data set.
 
     Attributes
     ----------
@@ -171,11 +173,11 @@ class Index:
     sizes : tuple of float
         The axis of sizes; see :data:`explorer_picture.SIZES`.
     interval_confidence : float
-        Of the interval of P(D <= r) that the page computes from its samples.
+        Confidence of the interval of P(D <= r) that the page computes from its samples.
     bounds : list of BoundEntry
         In the order in which the page shows them.
     datasets : dict of DatasetEntry
-        By name.
+        The data sets by name.
     tensors : list
         Name and shape of each tensor of a model's file, in order.
     models : list of ModelEntry
@@ -236,7 +238,7 @@ def exhibits(folder: Path = summaries.FOLDER) -> list[Exhibit]:
 
 
 def write(out: Path, folder: Path = summaries.FOLDER) -> None:
-    """Write all files of the explorer into a folder, which is made.
+    """Write all files of the explorer into a folder, which is created if it is missing.
 
     Parameters
     ----------

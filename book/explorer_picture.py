@@ -20,15 +20,15 @@ from vaerobust.criterion import probability_of_robustness
 from vaerobust.distance import distances
 from vaerobust.model import GaussianVAE
 from vaerobust.page import figures
+from vaerobust.page.words import DATASETS as TITLES
 from vaerobust.zoo.protocol import Spec
 
 SIZES = (1e-3, 64.0)
-"""The axis of sizes. It is linear far below the first size and logarithmic far above it; it ends at the last."""
+"""The axis of sizes runs from 0 to the second number. It is linear far below the first and logarithmic far above it."""
 INTERVAL_CONFIDENCE = 0.95
-"""Of the intervals of P(D <= r)."""
-TITLES = {"mnist": "MNIST", "fashion-mnist": "fashion-MNIST"}
+"""Confidence of the intervals of P(D <= r)."""
 SAMPLES = 400
-"""Sampled distances with the perturbation, and as many without."""
+"""Number of sampled distances with the perturbation, and also without it."""
 SEED = 7
 TITLES_OF_IMAGES = {
     "x": "input $x$",
@@ -51,7 +51,7 @@ class Bound:
     symbol, marker : str
         Its mark on the page's axis, and matplotlib's name of the same mark.
     censored : str
-        The field that is true where the number is a limit of the search only; empty if none is.
+        The field that is true where the number is only the limit of the search; empty if the search has no limit.
     """
 
     column: str
@@ -82,10 +82,11 @@ class State:
     number : int
         Index of the test image.
     r : float
+        The r of r-robustness, in pixel values (2-norm).
     size : float
-        Norm of the perturbation.
+        Norm of the perturbation, in pixel values (2-norm).
     sizes : list of float
-        One per bound of :data:`BOUNDS`.
+        The number of each bound of :data:`BOUNDS`.
     images : dict of Tensor, each shape (d_x,)
         By the keys of :data:`TITLES_OF_IMAGES`.
     clean, moved : ndarray, shape (samples,)
@@ -178,14 +179,14 @@ def alternative_text(state: State) -> str:
 
 def position(size: np.ndarray | float) -> np.ndarray:
     """Return the place of a size on the axis, from 0 to 1."""
-    least, most = SIZES
-    return np.log1p(np.asarray(size) / least) / np.log1p(most / least)
+    linear_below, last = SIZES
+    return np.log1p(np.asarray(size) / linear_below) / np.log1p(last / linear_below)
 
 
 def size_at(position: np.ndarray | float) -> np.ndarray:
     """Return the size at a place on the axis: the inverse of :func:`position`."""
-    least, most = SIZES
-    return least * np.expm1(np.asarray(position) * np.log1p(most / least))
+    linear_below, last = SIZES
+    return linear_below * np.expm1(np.asarray(position) * np.log1p(last / linear_below))
 
 
 def draw_image(axes: Axes, image: Tensor, title: str) -> None:

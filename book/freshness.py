@@ -1,6 +1,6 @@
-"""Which notebooks must run again: those whose executed copy is missing or was made from something else.
+"""Which notebooks must run again: those whose executed copy is missing, or was made from inputs that have changed.
 
-The metadata of each executed copy have a record ``made_from`` of all on which its outputs depend: the notebook, the
+The metadata of each executed copy have a record ``made_from`` of all that its outputs depend on: the notebook, the
 package, the stored summaries if the notebook may read them, the lock file, versions of packages, parameters, and
 test images. :func:`out_of_date` compares these records with what is there now. It executes nothing; the tasks that it
 returns are for ``execution.py``.
@@ -23,14 +23,15 @@ from parameters import Parameters
 if TYPE_CHECKING:
     from nbformat import NotebookNode
 
-# What takes a second to import (torch, jupytext) is imported where it is used: a build with nothing to do is short.
+# Slow imports (torch, jupytext) are in the functions that need them, so that a build with nothing to do is quick.
 
 SUMMARIES = ROOT / "vaerobust/study/stored"
 SUMMARIES_READER = "vaerobust.study"
-"""The one room of the package that reads them."""
+"""The only subpackage that reads the stored summaries."""
 PACKAGES = ("torch", "numpy", "scipy", "matplotlib", "papermill", "vaerobust")
 """Packages on whose versions the outputs depend most."""
 Record = dict[str, Any]
+"""What is recorded of how an executed copy was made, as JSON."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ def common_inputs() -> Record:
 
 
 def inputs(source: Path, parameters: Parameters, common: Record) -> Record:
-    """Return the record ``made_from`` of a notebook; its keys are the words in which the build tells what changed."""
+    """Return the record ``made_from`` of a notebook; the build prints its keys to say what has changed."""
     import jupytext
 
     own = {
@@ -120,7 +121,7 @@ def inputs(source: Path, parameters: Parameters, common: Record) -> Record:
 
 
 def may_read_summaries(notebook: NotebookNode) -> bool:
-    """Tell whether a notebook imports anything from the room that reads the stored summaries."""
+    """Tell whether a notebook imports anything from the subpackage that reads the stored summaries."""
     cells = (cell.source for cell in notebook.cells if cell.cell_type == "code")
     names = (name for cell in cells for name in imported(cell))
     return any(f"{name}.".startswith(f"{SUMMARIES_READER}.") for name in names)

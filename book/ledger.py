@@ -102,7 +102,7 @@ def verdict_of_parts(verdicts: list[str]) -> str:
     """Return the verdict on a claim from those on its parts.
 
     If the parts agree, theirs is the verdict. If they do not, it is "partly" where at least one part is reproduced
-    or partly reproduced, and "undecided" elsewhere.
+    or partly reproduced, and "undecided" otherwise.
     """
     if len(set(verdicts)) == 1:
         return verdicts[0]
@@ -110,13 +110,13 @@ def verdict_of_parts(verdicts: list[str]) -> str:
 
 
 def records(notebook: Any) -> Iterator[Claim]:
-    """Yield the records of claims in an executed notebook, each with the place of its cell."""
+    """Yield the records of claims in an executed notebook, each with the index of its cell, from 0."""
     from vaerobust.page.numbers import CLAIM
 
-    for place, cell in enumerate(notebook["cells"]):
+    for index, cell in enumerate(notebook["cells"]):
         for output in cell.get("outputs", []):
             if CLAIM in output.get("data", {}):
-                yield {**output["data"][CLAIM], "cell": place}
+                yield {**output["data"][CLAIM], "cell": index}
 
 
 def misfits(registry: list[Claim], recorded: dict[str, list[Claim]]) -> Iterator[str]:

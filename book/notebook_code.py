@@ -30,7 +30,7 @@ class Cell(NamedTuple):
 
 
 class Problem(NamedTuple):
-    """Something that has to change; line and cell are counted from 1."""
+    """A broken rule, or a cell that is not formatted; line and cell are counted from 1."""
 
     path: Path
     line: int
@@ -117,9 +117,9 @@ def unformatted_cells(file: Path, cells: list[Cell]) -> Iterator[Problem]:
     for number, (cell, source) in enumerate(zip(cells, sources, strict=True), start=1):
         if source != cell.source:
             old, new = cell.source.split("\n"), source.split("\n")
-            same = next((i for i, pair in enumerate(zip(old, new, strict=False)) if pair[0] != pair[1]), len(new))
+            first = next((i for i, pair in enumerate(zip(old, new, strict=False)) if pair[0] != pair[1]), len(new))
             message = "not formatted from this line on; `make format` formats it"
-            yield Problem(file, cell.line + same + 1, number, message)
+            yield Problem(file, cell.line + first + 1, number, message)
 
 
 def fixed(sources: list[str]) -> list[str]:

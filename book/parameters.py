@@ -1,7 +1,7 @@
 """The parameters of notebooks: their names and values, and files that override some of them.
 
 The parameters of a notebook are what its cells with the tag ``parameters`` assign, at full scale. A file of overrides
-is YAML and maps notebooks to parameters, and those to values; ``tests/smoke.yml`` is one. Papermill, which puts the new
+is YAML. It maps each notebook to parameters and their values; ``tests/smoke.yml`` is one. Papermill, which puts the new
 values into a run, is called in ``execution.py``.
 """
 

@@ -5,7 +5,7 @@ It shows the first test images under attack, and their reconstructions by a mode
 
 from __future__ import annotations
 
-from checkout import ROOT  # before the package, whose place it puts on the search path
+from checkout import ROOT  # first, since it puts the package on the search path
 
 from vaerobust.attacks import AttackSettings, maximum_damage
 from vaerobust.page.figures import image_grid, set_style
@@ -24,6 +24,7 @@ def main() -> None:
     vae, x = pretrained("mnist", beta=1.0).vae, data.load("mnist", "test").pixels[:COLUMNS]
     delta = maximum_damage(vae, x, NORM, AttackSettings(box=True)).delta
     rows = {"image": x, "output": vae.decode(vae.encode(x)[0]).detach()}
+    # the space makes the second "output" another key
     rows |= {"attacked": x + delta, "output ": vae.decode(vae.encode(x + delta)[0]).detach()}
     image_grid(rows, scale=0.75).savefig(TARGET, dpi=90, facecolor="white", metadata={"Software": None})
 

@@ -4,8 +4,8 @@ r"""Find measured numbers that were typed into the text of notebooks, where only
 default at all notebooks of the book. It prints file, line, number and context of what it finds. ``book/build.py`` calls
 :func:`check` before it executes anything, and stops if there is something.
 
-A measured number is, in digits, a decimal number, a percentage, a factor ("3 times", "×"), or a number of something
-that is counted or has a unit (:data:`UNITS`). It may come
+A measured number is written in digits. It is a decimal number, a percentage, a factor ("3 times", "×"), or a whole
+number before the name of a unit or of something that is counted (:data:`UNITS`). It may come
 
 - from the code, by ``number`` or ``claim`` of ``vaerobust.page.numbers`` and the role ``{glue:text}``;
 - from the notebook's parameters, whose values the text may repeat: ``level = 0.9`` allows 0.9 and 90 %. Factors are the
@@ -53,8 +53,9 @@ COVER = "■"
 """Replaces each character that is not part of the prose."""
 
 SILENT = r"glue(?::\w+)?|cite(?::\w+)?|numref|eq|ref|doc|prf:ref|term|download"
-"""Roles whose content is a name, unless it reads ``text <name>``; the content of other roles is text."""
+"""Roles whose content is a name. In the form ``text <name>``, the text before it is prose, as in all other roles."""
 
+# A template: the words in capitals are replaced below.
 PLACE = r"""(?:
     (?:Fig|Eq|Table|Algorithm|Theorem|Proposition|Lemma|Corollary|Step|Line|Chapter|Part|Claim|Footnote|Page|Seed)
         (?:s|ures?|uations?)?\.?[\s~]+ INTEGER (?:SEPARATOR INTEGER)*
@@ -71,6 +72,7 @@ PLACE = (
 
 # A template: each use names the group that holds the number without its sign.
 NUMBER = r"(?<![\w.,])(?<!\d/)[-+−]?(?P<{0}>\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?|\.\d+)(?<!,)"
+# Between a number and its unit there may be words ("3 random samples"), but none of these.
 SMALL_WORDS = "a an and are as at but by for from has have if in into is it its no not of on or that the to we with"
 WORD = rf"(?!(?:{SMALL_WORDS.replace(' ', '|')})\b)[A-Za-z][\w'-]*"
 KINDS = {
@@ -86,7 +88,7 @@ KINDS = {
 
 
 class Finding(NamedTuple):
-    """A measured number that was typed. Line numbers start from 1."""
+    """A measured number that was typed: its line, from 1, its kind (:data:`KINDS`), and the text around it."""
 
     path: Path
     line: int
@@ -132,7 +134,7 @@ def check(files: Iterable[Path]) -> list[Finding]:
 
     A notebook may repeat its own parameters; a page, which has no code, may repeat those of any notebook.
     """
-    everywhere: set[float] = set()
+    of_all_notebooks: set[float] = set()  # filled when the first page needs it
     found = []
     for file in files:
         text = file.read_text()
@@ -140,7 +142,7 @@ def check(files: Iterable[Path]) -> list[Finding]:
         values = parameter_values(notebook)
         if all(cell.cell_type != "code" for cell in notebook.cells):
             notebooks = (read(path.read_text()) for path in (ROOT / "notebooks").glob("*.md"))
-            values = everywhere = everywhere or parameter_values(*notebooks)
+            values = of_all_notebooks = of_all_notebooks or parameter_values(*notebooks)
         found += [
             Finding(file, piece.line + line, number, kind, context)
             for piece in pieces(text, notebook)
@@ -213,6 +215,7 @@ def typed_numbers(text: str, values: set[float], *, markdown: bool = True) -> It
     shown = covered(text) if markdown else text
     # spaces and signs of TeX become plain ones, of the same length
     shown = re.sub(r"\\[,;:! ]|\$", lambda m: " " * len(m[0]), shown).replace(r"\%", " %").replace("~", " ")
+    # numbers that are not measured: constants, places in the paper, identifiers of arXiv, versions of Python
     for pattern in (*(pattern for pattern, _ in CONSTANTS), rf"(?xi:\b{PLACE})", r"(?i:arxiv|python)[:\s]\d+\.\d+"):
         shown = cover(pattern, shown)
     seen = set()
@@ -239,12 +242,12 @@ def covered(text: str) -> str:
     text = cover(r"(?m)^:(?!alt|caption)[\w-]+:.*$", text)  # options of directives
     text = cover(r"(?m)^\([^()\n]+\)=\s*$|^\{[.#][^}\n]*\}\s*$", text)  # labels, and attributes of blocks
     text = cover(r"\[(?:[^\[\]]|\[[^\[\]]*\])*\]\{[^}\n]*\.paper\b[^}\n]*\}", text)  # [...]{.paper}
-    text = re.sub(rf"\{{(?:{SILENT})\}}(`+)(?:([^`]*?)<[^`>]*>|[^`]*?)\1", keep_group(2), text)
+    text = re.sub(rf"\{{(?:{SILENT})\}}(`+)(?:([^`]*?)<[^`>]*>|[^`]*?)\1", keep_group(2), text)  # roles in SILENT
     text = re.sub(r"\{[\w:-]+\}(`+)([^`]+?)\1", keep_group(2), text)  # other roles
     text = re.sub(r"(?<!`)(`+)(?!`)([\d.,\s%×-]+)(?<!`)\1(?!`)", keep_group(2), text)  # `0.84`
     text = cover(r"(?s)(?<!`)(`+)(?!`)(?:(?!\n\s*\n).)+?(?<!`)\1(?!`)", text)  # code
     text = cover(r"(?<=\])\([^)\s]*\)|<https?:[^>\s]*>|https?://\S+", text)  # links
-    return cover(r"\{[\w:-]+\}|(?<=\$\$)\s\([\w-]+\)", text)
+    return cover(r"\{[\w:-]+\}|(?<=\$\$)\s\([\w-]+\)", text)  # names of directives, labels of equations
 
 
 def cover_fenced(text: str) -> str:

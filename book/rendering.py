@@ -19,11 +19,11 @@ from checkout import LOCK, ROOT, digest, files_under, search_path
 
 def build_site(out: Path) -> int:
     """Build the site into ``out/html``, unless nothing that enters it has changed; return the exit status."""
-    site, work, note = out / "html", out / "site", out / "html.sha256"
+    site, work, digest_file = out / "html", out / "site", out / "html.sha256"
     made_from = digest_of_inputs(out)
-    front = f"The book is in {os.path.relpath(site / 'index.html')}"
-    if (site / "index.html").exists() and note.exists() and note.read_text() == made_from:
-        print(f"site: up to date\n{front}")
+    where = f"The book is in {os.path.relpath(site / 'index.html')}"
+    if (site / "index.html").exists() and digest_file.exists() and digest_file.read_text() == made_from:
+        print(f"site: up to date\n{where}")
         return 0
     start = time.perf_counter()
     shutil.rmtree(work, ignore_errors=True)  # start from nothing, so that no outdated number or page remains
@@ -35,12 +35,12 @@ def build_site(out: Path) -> int:
         hint = f"Warnings are errors. What was built is in {os.path.relpath(built)}"
         print(done.stdout, hint, sep="\n", file=sys.stderr)
         return 1
-    note.unlink(missing_ok=True)
+    digest_file.unlink(missing_ok=True)
     shutil.rmtree(site, ignore_errors=True)
     built.replace(site)
     shutil.rmtree(work)
-    note.write_text(made_from)
-    print(f"site: done in {time.perf_counter() - start:.0f} s\n{front}")
+    digest_file.write_text(made_from)
+    print(f"site: done in {time.perf_counter() - start:.0f} s\n{where}")
     return 0
 
 

@@ -18,9 +18,12 @@ WORDS = {
     "not": "✘\xa0not reproduced",
     "undecided": "○\xa0undecided",
 }
-"""Verdicts as the pages show them: a sign and words, so that colour is never the only sign."""
+"""Verdicts as the pages show them: a sign, a space and words, so that colour is never the only sign.
+
+The sign and the space are two characters, which some functions below cut off.
+"""
 SPELLED = {"eq": "Eq.", "tc": "TC", "jacobian": "Jacobian"}
-"""Words of claims' names that titles spell in another way."""
+"""How titles spell some words of the claims' names."""
 
 
 # All claims

@@ -15,7 +15,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "_build/lowest"
 TOOLS = ("pytest", "hypothesis", "mpmath")
-TESTS = ("model", "criterion", "algorithms", "bounds", "attacks", "margins")
+TESTS = (
+    "checks", "batches", "randomness", "results", "model", "linear", "distance", "criterion", "likelihood",
+    "algorithms", "random_direction", "jacobians", "bounds", "linearised", "attacks", "margins", "weights",
+)  # fmt: skip
 
 
 def lower_ends(requirements: list[str]) -> list[str]:

@@ -147,16 +147,16 @@ def test_lines_of_code_counts_neither_docstring_nor_comments():
     assert lines_of_code(function, source) == 4
 
 
-def test_readme_draws_the_rooms_that_exist():
-    """The map names each module at the top of the package and each room in it once, and nothing else."""
+def test_readme_draws_the_subpackages_that_exist():
+    """The map names each module at the top of the package and each subpackage in it once, and nothing else."""
     drawn = re.search(r"```\n(vaerobust/.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[1]
     inner = re.findall(r"^  (\w+\.py|\w+/) +\S", drawn, re.MULTILINE)
     outer = re.findall(r"^(\w+/) +\S", drawn, re.MULTILINE)
     assert len(inner) + len(outer) == len(drawn.splitlines())
     package = ROOT / "vaerobust"
     modules = [path.name for path in package.glob("*.py") if not path.name.startswith("__")]
-    rooms = [f"{path.parent.name}/" for path in package.glob("*/__init__.py")]
-    assert sorted(inner) == sorted(modules + rooms)
+    subpackages = [f"{path.parent.name}/" for path in package.glob("*/__init__.py")]
+    assert sorted(inner) == sorted(modules + subpackages)
     assert outer == ["vaerobust/", "notebooks/", "book/", "tests/"]
 
 

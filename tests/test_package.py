@@ -185,6 +185,10 @@ def test_the_command_tells_what_it_can_do(clean):
     assert all(name in said for name in ("data", "train", "study"))
 
 
+def test_the_tests_of_the_lower_ends_exist():
+    assert [name for name in lowest.TESTS if not (ROOT / f"tests/test_{name}.py").exists()] == []
+
+
 def test_lower_ends_are_below_what_is_installed():
     """The core's are tested by ``make lowest``; a tool's is a version that the book was built with."""
     requirements = [

@@ -1,6 +1,6 @@
 """Show the ledger of claims, ``OUT/claims.json``, on pages and below the cells that measured the claims.
 
-A page asks by a comment on a line of its own: ``<!-- claims: summary -->``, ``<!-- claims: counts -->`` or
+A page asks for a text by a comment on a line of its own: ``<!-- claims: summary -->``, ``<!-- claims: counts -->`` or
 ``<!-- claims: entries -->``. The texts come from ``book/wording.py``. Nothing is connected to Sphinx here:
 ``executed_notebooks.py`` calls :func:`fill` and :func:`insert_verdicts`.
 """
@@ -62,10 +62,10 @@ def insert_verdicts(notebook: NotebookNode, name: str, ledger: Ledger | None) ->
                 line = wording.line(claim, changed=name in ledger["changed"])
                 lines.setdefault(measured_by[claim["name"]], []).append(line)
     cells = []
-    for place, cell in enumerate(notebook.cells):
+    for index, cell in enumerate(notebook.cells):
         if cell.cell_type == "code":
             cell.outputs = [output for output in cell.outputs if CLAIM not in output.get("data", {})]
         cells.append(cell)
-        if place in lines:
-            cells.append(nbformat.v4.new_markdown_cell("\n\n".join(lines[place]), id=f"claims-{place}"))
+        if index in lines:
+            cells.append(nbformat.v4.new_markdown_cell("\n\n".join(lines[index]), id=f"claims-{index}"))
     notebook.cells = cells

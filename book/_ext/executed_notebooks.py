@@ -1,8 +1,8 @@
 """Show the executed copy of each notebook on the notebook's page.
 
-For Sphinx, ``notebooks/NAME.md`` is the document, in the table of contents and for references. :func:`read` takes its
-cells and outputs from the executed copy, in the output folder of the build, which the environment variable
-``VAEROBUST_OUT`` names. It also
+The table of contents and references name the source, ``notebooks/NAME.md``. :func:`read` takes cells and outputs from
+the executed copy. This copy is in the output folder of the build, which the environment variable ``VAEROBUST_OUT``
+names. This module also
 
 - puts a box below the title that says when, on what machine and from which data the outputs were computed;
 - hands the alternative text of each figure to the page;
@@ -120,7 +120,7 @@ def describe_images(cell: NotebookNode) -> list[str]:
 
 
 def box(name: str, notebook: NotebookNode, record: dict[str, Any], run: dict[str, Any]) -> str:
-    """Return the box below a chapter's title, in Markdown: what it has, and when and from what it was computed.
+    """Return the box below a chapter's title, in Markdown: what is in the chapter, and how it was computed.
 
     Parameters
     ----------

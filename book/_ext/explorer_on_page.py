@@ -1,8 +1,8 @@
 """Put the live explorer on the page that has a line ``<!-- explorer -->``.
 
-At the start of a build ``book/explorer.py`` writes the data that the explorer reads, into the output folder. At the end
-they are moved beside the scripts, into ``_static/explorer``. The page holds a picture of one state of the explorer;
-the scripts replace it by controls.
+At the start of a build, ``book/explorer.py`` writes the explorer's data into the output folder. At the end, these data
+are moved beside the scripts, into ``_static/explorer``. The page has a picture of one state of the explorer. The
+scripts replace this picture with controls.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def made(app: Sphinx) -> Path:
 
 
 def make(app: Sphinx) -> None:
-    """Write models, index and picture; an error in them is a warning of Sphinx, which fails the build."""
+    """Write models, index and picture. An error becomes a warning of Sphinx, which fails the build."""
     shutil.rmtree(made(app), ignore_errors=True)  # left over from a build that was cut off
     try:
         explorer.write(made(app))

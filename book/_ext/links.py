@@ -1,9 +1,9 @@
 """Link each theorem to the tests that check it, and each figure to the code that drew it.
 
-``book/checks.yml`` names the tests of each labelled theorem, definition, proposition, lemma and algorithm. Below the
-box of each of these are links to its tests. Their source is on the page that asks for it by the comment
-``<!-- checks -->`` on a line of its own. The caption of a figure that a cell drew links to the cell's code, which
-unfolds if it is folded.
+``book/checks.yml`` names the tests of each labelled theorem, definition, proposition, lemma and algorithm. Each of
+them stands in a box, whose last line links to its tests. The source of all tests is on the page that has the comment
+``<!-- checks -->`` on a line of its own. The caption of a figure links to the code of the cell that drew it.
+This code unfolds if it is folded.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def load(root: Path) -> Checks:
 
 def name_of(test: str) -> str:
     """Return the label of a test's source, such as ``check-bounds-theorem-1-is-its-formula``."""
-    file, _, function = test.partition("::")
+    file, _, function = test.partition("::")  # the slices below cut off "test_" and ".py"
     return re.sub(r"[._]", "-", f"check-{file[5:-3]}-{function[5:]}")
 
 
@@ -44,7 +44,7 @@ def source_of(label: str, tests: list[str]) -> str:
 
 
 def fill_page(app: Sphinx, docname: str, source: list[str]) -> None:
-    """Replace the comment of a page by the source of all tests."""
+    """Replace the comment of a page with the source of all tests."""
     if MARKER.search(source[0]):
         app.env.note_dependency("book/checks.yml")
         shown = "\n\n".join(source_of(label, tests) for label, tests in load(Path(app.srcdir)).items())

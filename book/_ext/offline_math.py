@@ -12,7 +12,7 @@ from pathlib import Path
 from sphinx.application import Sphinx
 from sphinx.config import Config
 
-SCRIPT = "tex-chtml-full.js"  # the variant with all TeX packages inside, which loads nothing more but fonts
+SCRIPT = "tex-chtml-full.js"  # the variant with all TeX packages inside, which loads nothing but fonts
 FONTS = "output/chtml/fonts/woff-v2"
 
 

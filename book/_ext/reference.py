@@ -34,6 +34,6 @@ def join(app: Sphinx, what: str, name: str, member: object, options: Any, lines:
 def setup(app: Sphinx) -> dict[str, bool]:
     """Connect to Sphinx."""
     app.connect("autodoc-skip-member", skip)
-    app.connect("autodoc-process-docstring", escape, priority=400)  # before napoleon, and join after it
+    app.connect("autodoc-process-docstring", escape, priority=400)  # escape runs before napoleon (500), join after it
     app.connect("autodoc-process-docstring", join, priority=600)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

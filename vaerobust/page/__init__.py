@@ -9,7 +9,7 @@ intervals
 words
     Names that all chapters write in the same way.
 
-Nothing here measures a model, and no other room of the package imports this one. It needs the packages of the book:
+Nothing here measures a model, and no other part of the package imports this one. It needs the packages of the book:
 ``pip install 'vaerobust[book]'``. Begin with :func:`~vaerobust.page.numbers.number` and
 :func:`~vaerobust.page.figures.show`, which every chapter calls.
 """

@@ -116,7 +116,7 @@ def image_grid(
     Raises
     ------
     TypeError
-        If a row is no tensor.
+        If a row is not a tensor.
     ValueError
         If there are no rows, if they differ in length or are not images, or if there is not one title per column.
     """

@@ -30,14 +30,15 @@ def over_images(
     resamples : int
         Number of resamples.
     confidence : float
-        Probability in (0, 1) with which the interval aims to hold the statistic of all images.
+        Nominal probability, in (0, 1), that the interval contains the statistic over all images of the population.
     seed : int
         Seed of the resamples.
 
     Returns
     -------
     value, low, high : float
-        The interval holds the value: where it would not, because the statistic is skewed, it is widened to the value.
+        The statistic and the ends of the interval. If the bootstrap interval does not contain the value, as a skewed
+        statistic can cause, the interval is extended to the value.
     """
     arrays = [np.asarray(column) for column in columns]
     ends = stats.bootstrap(

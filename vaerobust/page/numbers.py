@@ -37,6 +37,7 @@ def number(**measured: float | int | str) -> None:
     """
     for name, value in measured.items():
         if not isinstance(value, str):
+            # scalars of numpy and torch have a method item(); a number of Python is its own value
             value = getattr(value, "item", lambda value=value: value)()
             if not isinstance(value, Real) or math.isnan(value):
                 raise ValueError(f"{name} must be a number that is not NaN, or a string, but is {value}")

@@ -1,4 +1,4 @@
-"""Words that all chapters share."""
+"""Names of the data sets, which all chapters write in the same way."""
 
 DATASETS = {"mnist": "MNIST", "fashion-mnist": "fashion-MNIST"}
 """The names of the data sets as the book writes them."""

@@ -13,7 +13,7 @@ Start at :func:`vaerobust.study.summaries.load`, which reads what is stored of a
 ``encoder``
     Statistics of an encoder over images.
 ``timing``, ``growth``, ``benchmarks``, ``equal_error``
-    Named alternatives timed side by side, and how cost grows.
+    Our functions timed against alternatives, and how their cost grows with points, samples and latents.
 
 The quantities themselves are defined elsewhere: in the paper's modules, and beyond the paper in
 :mod:`vaerobust.certify`.

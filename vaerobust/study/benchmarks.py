@@ -31,9 +31,9 @@ from vaerobust.zoo.training import Run
 from vaerobust.zoo.weights import pretrained
 
 LEAN_ATTACK = AttackSettings(steps=5, restarts=1, samples=8, choosing_samples=32)
-"""The cheapest settings of our attack whose margins are no larger than L-BFGS-B's; the defaults find smaller ones."""
+"""The cheapest settings with which our margins are no larger than L-BFGS-B's. The defaults give smaller margins."""
 LEAN_SEARCH = MarginSearch(judging_samples=400, final_samples=2000, confidence=0.999, warm_start=True)
-"""The search that goes with them."""
+"""The settings of the margin search that go with :data:`LEAN_ATTACK`."""
 LINEARISED_SAMPLES = 32
 """Samples behind the worst direction of the linearised model, from which our attack starts."""
 
@@ -44,21 +44,21 @@ def compare_training(batches: int = 20, turns: int = 3) -> list[Comparison]:
     Parameters
     ----------
     batches : int
-        Batches that are timed, out of a whole epoch.
+        Number of batches that are timed. The time is scaled to a whole epoch.
     turns : int
-        Of :func:`vaerobust.study.timing.fastest`.
+        Number of timed turns; see :func:`vaerobust.study.timing.fastest`.
     """
     spec = Spec()
     train, test = data.load("mnist", "train"), data.load("mnist").first(1)
-    some = train.first(batches * spec.batch_size)
-    ours, fast = Run(spec, some, test), Run(replace(spec, precision="bfloat16"), some, test)
+    timed = train.first(batches * spec.batch_size)
+    ours, fast = Run(spec, timed, test), Run(replace(spec, precision="bfloat16"), timed, test)
     products = matrix_products(ours.vae, spec.batch_size, batches)
     with tempfile.TemporaryDirectory() as folder:
-        loader = data_loader_epoch(len(some), spec, Path(folder))
-        # An epoch of ours sets torch's precision. In this order it is float32's for the two that follow.
+        loader = data_loader_epoch(len(timed), spec, Path(folder))
+        # Run.epoch sets torch's precision of matrix products. Since `ours` is second, all after it run in float32.
         seconds = fastest(fast.epoch, ours.epoch, products, loader, turns=turns)
-    bfloat16, float32, products_alone, usual = (one * len(train) / len(some) for one in seconds)
-    task, note = "training epoch", f"{len(some):,} of {len(train):,} images, scaled"
+    bfloat16, float32, products_alone, usual = (one * len(train) / len(timed) for one in seconds)
+    task, note = "training epoch", f"{len(timed):,} of {len(train):,} images, scaled"
     way, loop = "one tensor, fused Adam", "DataLoader over torchvision's MNIST, default Adam"
     return [
         Comparison(task, way, loop, float32, usual, note),
@@ -130,16 +130,16 @@ def data_loader_epoch(images: int, spec: Spec, folder: Path) -> Call:
 
 
 def compare_jacobians(points: int = 10_000, looped: int = 64, turns: int = 3) -> Comparison:
-    """Time both norms of the encoder's Jacobian at test images, against a loop over torch's own function.
+    """Time the Frobenius and spectral norms of the encoder's Jacobian, against a loop over torch's own function.
 
     Parameters
     ----------
     points : int
-        Test images.
+        Number of test images.
     looped : int
-        How many of them the loop takes; its time is scaled to all.
+        How many of them the loop takes. Its time is scaled to all of them.
     turns : int
-        Of :func:`vaerobust.study.timing.fastest`.
+        Number of timed turns; see :func:`vaerobust.study.timing.fastest`.
     """
     vae, x = pretrained("mnist").vae, data.load("mnist").pixels[:points]
 
@@ -157,14 +157,14 @@ def compare_jacobians(points: int = 10_000, looped: int = 64, turns: int = 3) ->
 
 @dataclass(frozen=True)
 class AttackComparison:
-    """Our search for the attack margin against two with L-BFGS-B.
+    """Our search for the attack margin against two searches with L-BFGS-B.
 
     Attributes
     ----------
     by_bisection, on_grid : Comparison
-        L-BFGS-B at each radius of a bisection, and at each radius of a grid from 0 upwards.
+        Our time against that of L-BFGS-B at each radius of a bisection, and at each radius of a grid from 0 upwards.
     ours, other : Tensor, shape (points,)
-        The margins that both found at the same points, in pixels.
+        The margins at the same points in pixels, by our search and by the bisection with L-BFGS-B.
     """
 
     by_bisection: Comparison
@@ -181,13 +181,13 @@ def compare_attacks(
     Parameters
     ----------
     points : int
-        Test images under our attack.
+        Number of test images that our attack is timed on.
     other_points : int
-        How many of them are under L-BFGS-B.
+        How many of them L-BFGS-B is timed on.
     tolerance : float
         Relative width of the bracket at which the searches end.
     turns : int
-        Of :func:`vaerobust.study.timing.fastest`.
+        Number of timed turns; see :func:`vaerobust.study.timing.fastest`.
     """
     vae, x, r = example(points)
     few = slice(other_points)
@@ -201,7 +201,7 @@ def compare_attacks(
     def bisection() -> None:
         search = MarginSearch(tolerance=tolerance, confidence=0.999)
         threads = torch.get_num_threads()
-        torch.set_num_threads(1)  # its problems are small: with more threads torch and scipy hinder each other
+        torch.set_num_threads(1)  # L-BFGS-B's problems are small, and several threads only slow it down
         try:
             found["other"] = attack_margin(
                 vae, x[few], r[few], attack=AttackSettings("lbfgs", restarts=1), search=search, seed=0
@@ -211,7 +211,8 @@ def compare_attacks(
 
     seconds, other_seconds = fastest(ours, bisection, turns=turns)
     per_point, other_per_point = seconds / len(x), other_seconds / len(x[few])
-    # The bisection attacks once at the limit, and once for each halving of log(limit / (1e-4 limit)).
+    # The bisection attacks once at the limit, then halves a bracket of log(radius): log(1e4) wide at first, at the end
+    # log(1 + tolerance). Each halving takes one attack.
     attacks_made = 1 + np.ceil(np.log2(np.log(1e4) / np.log1p(tolerance)))
     task, way = "attack margin, per point", "strongest_attack, lean"
     note = f"ours on {len(x)} points, the other on {len(x[few])} and one thread, its fastest"
@@ -227,7 +228,17 @@ def compare_attacks(
 
 
 def certificate_seconds(points: int = 4, samples: int = 100_000, wanted: int = 100) -> float:
-    """Return the seconds that certified margins of ``wanted`` points take, scaled from fewer points."""
+    """Return the seconds that certified margins of ``wanted`` points take, scaled from fewer points.
+
+    Parameters
+    ----------
+    points : int
+        Number of points that are timed.
+    samples : int
+        Samples per point behind a certificate.
+    wanted : int
+        Number of points to which the time is scaled.
+    """
     vae, x, r = example(points)
 
     def run() -> None:

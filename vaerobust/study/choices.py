@@ -1,7 +1,7 @@
 """Choices that the paper leaves open about a margin, varied one at a time.
 
-:data:`CHOICES` lists them. The first is the one that all main summaries use; each other one changes a single thing.
-What they change is measured by :func:`vaerobust.study.measurements.measure_choices`.
+:data:`CHOICES` lists them. The first is the one that all main summaries use; each other choice changes
+one thing. :func:`vaerobust.study.measurements.measure_choices` measures the margins under all of them.
 """
 
 from __future__ import annotations
@@ -25,16 +25,17 @@ class Choice:
     label : str
         What a reader sees.
     level : float
-        r is the quantile of D(x) at this level, unless ``r`` is given.
+        Level of the quantile of D(x) that is taken as r, in (0, 1). It has no effect if ``r`` is given.
     r : float, optional
         The same r for every image, in pixels.
     samples : int
-        Draws of eta behind r, and behind each test of r-robustness.
+        Number of draws of eta from which r is estimated, and of draws in each test of r-robustness.
     reference : {'mean', 'sample'}
-        D is measured from g(mu(x)), as in Eq. 3, or from a second sampled reconstruction, as in Definition 3.1.
+        With 'mean', D is measured from g(mu(x)), as in Eq. 3. With 'sample', it is measured from a second sampled
+        reconstruction, as in Definition 3.1.
     attack : AttackSettings
-        Of the attack; its ``perturb_sigma`` also decides whether the perturbation reaches sigma where r-robustness is
-        tested (Algorithm 2) or not (Eq. 3).
+        Settings of the attack. If ``perturb_sigma`` is true, the perturbation also changes sigma, in the attack and in
+        the tests of r-robustness (Algorithm 2). If not, sigma is that of the unperturbed image (Eq. 3).
     images : int
         Number of images that are measured; fewer where the attack is expensive.
     """
@@ -52,7 +53,7 @@ class Choice:
 DEFAULT = Choice("default", "as everywhere")
 """The choice of the main summaries."""
 FIXED_R = Choice("fixed_r_4", "r = 4", r=4.0)
-"""The choice of the main summaries for one r that is the same for all images and models."""
+"""The other choice of the main summaries, with the same r for all images and models."""
 
 CHOICES = (
     DEFAULT,

@@ -51,7 +51,7 @@ class EncoderStatistics(Result):
 def encoder_statistics(
     vae: GaussianVAE, x: Tensor, *, level: float = 0.9, active_nats: float = ACTIVE_NATS
 ) -> EncoderStatistics:  # fmt: skip
-    """Return the statistics of an encoder at each of some images.
+    """Return the statistics of an encoder, one per image.
 
     Parameters
     ----------

@@ -3,12 +3,14 @@
 Two estimators of one number can only be compared at equal error. Start at :func:`compare_random_directions`, which sets
 up both to reach a given root mean square error at the least cost, and then measures errors and times.
 
-*Ours* asks the same samples at every radius. With F(R) = P(D <= r) in random directions of norm R, its error is
-sqrt(1/4 / samples) over the slope of F at the radius, where F = 1/2.
+Let F(R) = P(D <= r) for perturbations of norm R in random directions. Both look for the radius where F = 1/2.
 
-*The printed algorithm* walks down from :data:`START` in steps and stops at the first radius at which at least half of
-its new samples are within r. So the law of what it returns follows from F, and so does its error for each step and
-number of samples.
+*Our search* uses the same samples at every radius. Its error is the standard error of F, sqrt(1/4 / samples), divided
+by the slope of F at the radius.
+
+*The printed algorithm* walks down from :data:`START` in steps and draws new samples at each radius; one radius is one
+pass. It stops at the first radius at which at least half of the samples are within r. So F determines the probability
+distribution of the radius that it returns, and thus its error for each step and number of samples.
 """
 
 from __future__ import annotations
@@ -33,8 +35,9 @@ Share = Callable[[np.ndarray | float], np.ndarray]
 START = 10.0
 """The radius in pixels at which Algorithm 2 begins."""
 REFERENCE_SEED, SHARE_SEED, FIRST_SEED = 1, 2, 100
+"""Seeds of the radius that errors are measured from, of F, and of our search in the first repeat."""
 EARLY = 1e-3
-"""In the repeats, the walk begins where it stops earlier with at most this probability."""
+"""In the repeats, the walk skips the first radii. It would stop at one of them with at most this probability."""
 
 
 @dataclass(frozen=True)
@@ -45,15 +48,15 @@ class EqualError:
     ----------
     timed : Comparison
     target : float
-        Root mean square error of the radius for which both were set up, as a share of the radius.
+        Root mean square error for which both were set up, relative to the radius.
     error, other_error : float
-        Root mean square error over the repeats, ours and the printed algorithm's, as a share of the radius.
+        Root mean square error over the repeats relative to the radius: of our search, and of the printed algorithm.
     step : float
         Step of the printed algorithm, in pixels.
     samples, other_samples : int
-        Samples at each radius.
+        Samples at each radius: of our search, and of the printed algorithm.
     drawn, other_drawn : float
-        Samples drawn in all.
+        Mean number of samples that one search draws in all: ours, and the printed algorithm.
     """
 
     timed: Comparison
@@ -69,7 +72,7 @@ class EqualError:
 
 @dataclass(frozen=True)
 class Walk:
-    """A set-up of the printed algorithm.
+    """Settings of the printed algorithm, and the number of passes that follows from them.
 
     Attributes
     ----------
@@ -78,7 +81,7 @@ class Walk:
     samples : int
         New samples at each radius.
     passes : float
-        Mean number of radii until it stops.
+        Mean number of radii at which it draws samples until it stops.
     """
 
     step: float
@@ -98,13 +101,13 @@ class Repeats:
     Attributes
     ----------
     ours, other : ndarray
-        Radii, in pixels.
+        Radii in pixels: of our search, and of the printed algorithm.
     drawn : ndarray
-        Samples that ours drew.
+        Number of samples that our search drew.
     seconds : ndarray
-        Time of ours.
+        Time of our search.
     seconds_per_pass : ndarray
-        Time of the printed algorithm at each radius.
+        Mean time of the printed algorithm at one radius.
     """
 
     ours: np.ndarray
@@ -119,14 +122,15 @@ def compare_random_directions(
 ) -> EqualError:
     """Compare both searches at equal root mean square error of the radius, each set up for the least cost.
 
-    Of many steps and numbers of samples the printed algorithm gets those that reach the target with the fewest draws.
-    Errors are then measured over repeats with new noise. In the repeats the walk begins a little above the radius,
-    because it hardly ever stops further out; its time is scaled to a walk from the start.
+    Many pairs of step and number of samples are tried for the printed algorithm. It gets the pair that reaches the
+    target with the fewest draws. Errors are then measured over repeats with new noise. In the repeats the walk begins a
+    little above the radius, because it hardly ever stops further out. Its time is scaled to a walk from
+    :data:`START`.
 
     Parameters
     ----------
     target : float
-        Share of the radius.
+        Root mean square error that both should have, relative to the radius.
     repeats : int
         Runs of each search.
     pool : int
@@ -172,19 +176,19 @@ def share_within(vae: GaussianVAE, x: Tensor, r: Tensor, radius: float, pool: in
 
 
 def samples_for(share: Share, radius: float, allowed: float) -> int:
-    """Return the number of samples with which our search errs by ``allowed``."""
+    """Return the number of samples with which our search has a root mean square error of ``allowed`` pixels."""
     near = 0.1 * radius
     slope = float(share(radius - near) - share(radius + near)) / (2 * near)
     return int(np.ceil((0.5 / slope / allowed) ** 2))
 
 
 def success(share: np.ndarray, samples: int) -> np.ndarray:
-    """Return the probability that at least half of new samples are within r, where each is with probability share."""
+    """Return the probability that at least half of ``samples`` are within r, if each is with probability ``share``."""
     return np.asarray(stats.binom.sf(np.ceil(samples / 2) - 1, samples, share))
 
 
 def cheapest_walk(share: Share, radius: float, allowed: float) -> Walk:
-    """Return the walk that errs by no more than ``allowed`` with the fewest draws.
+    """Return the walk with the fewest draws whose root mean square error is at most ``allowed`` pixels.
 
     Raises
     ------
@@ -203,20 +207,20 @@ def cheapest_walk(share: Share, radius: float, allowed: float) -> Walk:
 
 
 def walk_error(share: Share, radius: float, step: float, samples: int) -> tuple[float, float]:
-    """Return mean square error and mean number of passes of a walk, from the law of what it returns."""
+    """Return the mean square error of a walk in squared pixels, and its mean number of passes, both computed from F."""
     errors, passes = [], []
     for offset in (0.25, 0.75):  # the error depends on where the radius lies between two steps
-        at = START - step * (np.arange(int(START / step)) + offset)
-        stops = success(share(at), samples)
-        # P(it stops at this radius) = P(it stops here) times P(it stopped at no larger radius)
-        law = stops * np.cumprod(np.r_[1.0, 1 - stops[:-1]])
-        errors.append(law @ (at - step - radius) ** 2)
-        passes.append(law @ np.arange(1, len(at) + 1))
+        radii = START - step * (np.arange(int(START / step)) + offset)
+        passing = success(share(radii), samples)
+        # The walk stops at a radius if its samples pass there, and failed to pass at all larger radii.
+        stopping = passing * np.cumprod(np.r_[1.0, 1 - passing[:-1]])
+        errors.append(stopping @ (radii - step - radius) ** 2)  # it returns a radius one step below
+        passes.append(stopping @ np.arange(1, len(radii) + 1))
     return float(np.mean(errors)), float(np.mean(passes))
 
 
 def likely_start(share: Share, radius: float, walk: Walk) -> float:
-    """Return the smallest radius before which the walk stops with probability :data:`EARLY` at most."""
+    """Return the smallest start above which a walk stops with a probability of at most :data:`EARLY`."""
     above = radius + walk.step * np.arange(int((START - radius) / walk.step))[::-1]
     early = 1 - np.cumprod(1 - success(share(above), walk.samples))
     return float(above[max(0, int(np.searchsorted(early, EARLY)) - 1)])
@@ -225,7 +229,22 @@ def likely_start(share: Share, radius: float, walk: Walk) -> float:
 def repeat(
     vae: GaussianVAE, x: Tensor, r: Tensor, repeats: int, samples: int, tolerance: float, walk: Walk, begin: float
 ) -> Repeats:  # fmt: skip
-    """Run both searches in turns, each time with new noise."""
+    """Run both searches in turns, each time with new noise.
+
+    Parameters
+    ----------
+    vae, x, r
+        The model; one point, shape (1, d_x); and its r, shape (1,).
+    repeats : int
+        Runs of each search.
+    samples, tolerance
+        Settings of our search.
+    walk : Walk
+        Settings of the printed algorithm.
+    begin : float
+        Radius in pixels at which the printed algorithm begins. Each repeat begins a little further out, so that the
+        radius lies at different places between two steps.
+    """
     ours, other, drawn, seconds, seconds_per_pass = [], [], [], [], []
     for k in range(repeats):
         start = time.perf_counter()

@@ -1,7 +1,7 @@
 """How the cost of a call grows with points, samples and latents.
 
 :func:`measure_growth` times calls of several sizes. :func:`calls_by_points`, :func:`calls_by_samples` and
-:func:`calls_by_latents` name calls whose cost grows with one of the three.
+:func:`calls_by_latents` return the calls, by name, whose cost grows with one of the three.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Growth:
 
 
 def measure_growth(call: Sized, sizes: Sequence[int], turns: int = 3) -> Growth:
-    """Time a call at each of some sizes, all of them in turns.
+    """Time a call at several sizes, which take turns.
 
     Parameters
     ----------
@@ -55,7 +55,7 @@ def measure_growth(call: Sized, sizes: Sequence[int], turns: int = 3) -> Growth:
     sizes : sequence of int
         In ascending order.
     turns : int
-        Of :func:`vaerobust.study.timing.fastest`.
+        Number of timed turns; see :func:`vaerobust.study.timing.fastest`.
     """
     seconds = fastest(*(call(size) for size in sizes), turns=turns)
     half = len(sizes) // 2

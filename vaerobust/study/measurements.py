@@ -4,8 +4,8 @@ Start at :data:`MEASUREMENTS`: for each kind of summary it names the models that
 it. Those functions are put together from :func:`margins` and :func:`damage`, which chapters call too, and from the
 functions of :mod:`vaerobust.certify`. What a summary holds is in :mod:`vaerobust.study.records`.
 
-All models meet the same noise. The choice of r, the tests of r-robustness, attacks and likelihoods each have a seed of
-their own, so none of them sees the samples of another.
+All models are measured with the same noise. The choice of r, the tests of r-robustness, attacks and likelihoods each
+have a seed of their own, so none of them uses the samples of another.
 """
 
 from __future__ import annotations
@@ -55,19 +55,19 @@ from vaerobust.zoo.training import images_used
 from vaerobust.zoo.weights import Trained
 
 R_SEED = 1
-"""Of the samples that choose r."""
+"""Seed of the samples from which r is chosen."""
 TEST_SEED = 2
-"""Of the samples that estimate P(D(x) <= r)."""
+"""Seed of the samples from which P(D(x) <= r) is estimated."""
 ATTACK_SEED = 3
-"""Of the attacks on the likelihood."""
+"""Seed of the attacks on the likelihood."""
 LIKELIHOOD_SEED = 4
-"""Of the embeddings under which an image's likelihood is taken."""
+"""Seed of the embeddings under which an image's likelihood is taken."""
 OTHER_IMAGE_SEED = 5
-"""Of the embeddings of other images."""
+"""Seed of the embeddings of other images."""
 MARGIN_SEED = 100
-"""Of the search for the attack margin."""
+"""Seed of the search for the attack margin."""
 RANDOM_DIRECTION_SEED = 200
-"""Of the search for the random-direction radius."""
+"""Seed of the search for the random-direction radius."""
 
 FEW_IMAGES_NORMS = (1.0, 4.0)
 """Norms L of the attacks on the likelihood of the first images, in pixels."""
@@ -87,7 +87,7 @@ DAMAGE_IMAGES = 200
 FIRST_IMAGES = 100
 """Number of first test images whose damage is also stored on its own, where all images are attacked."""
 CONFIDENCE = 0.999
-"""Of each certificate, and of each attack's test where margins are enclosed from both sides."""
+"""Confidence of each certificate, and of each attack's test where margins are enclosed from both sides."""
 BOTH_SIDES_IMAGES = 100
 """Number of first test images whose margins, and whose least r, are enclosed from both sides."""
 KEPT_PERTURBATIONS = 10
@@ -95,7 +95,7 @@ KEPT_PERTURBATIONS = 10
 
 
 def spread(values: Tensor) -> Spread:
-    """Return mean and standard deviation over images, shape (n,)."""
+    """Return mean and standard deviation over images of ``values``, shape (n,)."""
     return Spread(float(values.mean()), float(values.std()))
 
 
@@ -202,10 +202,10 @@ def damage(
     norms : tuple of float
         Norms L of the attacks, in pixels.
     settings : AttackSettings
-        Of each attack.
+        Settings of each attack.
     own_noise : bool
-        True draws z* with noise of its own for each image, see :func:`log_likelihood_with_own_noise`. False takes 32
-        draws that all images share.
+        If true, each image has noise of its own, as in :func:`log_likelihood_with_own_noise`. If false, all images
+        share 32 draws.
 
     Returns
     -------
@@ -217,8 +217,8 @@ def damage(
             return log_likelihood_with_own_noise(vae, x, delta)
         return log_likelihood(vae, x, delta, samples=32, seed=LIKELIHOOD_SEED)
 
-    def outcome(norm: float, hit: Tensor) -> Likelihood:
-        return Likelihood(norm, float(hit.mean()), float(hit.std()), float((clean - hit).std()))
+    def outcome(norm: float, scores: Tensor) -> Likelihood:
+        return Likelihood(norm, float(scores.mean()), float(scores.std()), float((clean - scores).std()))
 
     clean = score(torch.zeros_like(x))
     # The yardstick: each image under a sample of the embedding of the image before it.
@@ -250,7 +250,7 @@ def measure_choices(trained: Trained, images: Images) -> ChoicesSummary:
 
 
 def measure_attacks(trained: Trained, images: Images) -> AttackSummary:
-    """Measure the damage of a fast attack to all images, and to the first ones alone."""
+    """Measure the damage of a fast attack on all images, and on the first images alone."""
     start, x = time.perf_counter(), images.pixels
     all_images, first_images = (
         damage(trained.vae, some, ALL_IMAGES_NORMS, ALL_IMAGES_ATTACK, own_noise=True) for some in (x, x[:FIRST_IMAGES])
@@ -267,7 +267,7 @@ def measure_both_sides(trained: Trained, images: Images) -> BothSidesSummary:
 
 
 def with_few_perturbations(found: BothSides) -> BothSides:
-    """Return the same with the first few perturbations alone, in half precision, which keeps the files small."""
+    """Return the bounds with only the first few perturbations, in half precision, to keep the files small."""
     return replace(found, delta=found.delta[:KEPT_PERTURBATIONS].half())
 
 
@@ -279,7 +279,7 @@ def measure_curves(trained: Trained, images: Images) -> CurvesSummary:
 
 
 def provenance(trained: Trained, images: Images, start: float) -> Provenance:
-    """Return what was measured, on what, and for how long since ``start`` (of ``time.perf_counter``)."""
+    """Return what was measured and on what machine. ``start`` is the ``time.perf_counter`` when it began."""
     return Provenance(
         spec=trained.manifest.spec,
         final=trained.manifest.final,

@@ -6,7 +6,7 @@ There are five kinds:
 - :class:`ChoicesSummary`: its margins under other choices of measurement;
 - :class:`AttackSummary`: the damage to the likelihood of every test image;
 - :class:`BothSidesSummary`: every bound on the margins of some images;
-- :class:`CurvesSummary`: the least r for perturbations of each size.
+- :class:`CurvesSummary`: the least r with which a point is r-robust, for perturbations of each norm.
 
 Each has a field ``provenance``: what was measured, and on what.
 
@@ -44,11 +44,11 @@ class Provenance:
     weights_sha256 : str
         SHA-256 of the file of its weights.
     data : ImagesUsed
-        The test images that were available.
+        The test images. Most measurements use only the first of them.
     seconds : float
         Wall time of the measurement.
     versions : dict
-        Version by name of package, Python among them.
+        Versions of Python and of packages, by name.
     hardware : Hardware
     """
 
@@ -97,7 +97,7 @@ class EncoderSummary:
     ----------
     sigma, active_sigma, min_sigma, frobenius, spectral, theorem_1 : Spread
     active_latents : int
-        Number of latents that carry information.
+        Number of active latents.
     """
 
     sigma: Spread
@@ -146,7 +146,7 @@ class MarginsAndRandomDirections(Margins):
     random_direction : Tensor, shape (n,)
         Random-direction radius in pixels.
     random_direction_censored : Tensor of bool, shape (n,)
-        True where that search met its limit.
+        True where the search for this radius met its limit.
     """
 
     random_direction: Tensor
@@ -155,7 +155,7 @@ class MarginsAndRandomDirections(Margins):
 
 @dataclass(frozen=True)
 class Likelihood:
-    """The log-likelihood log p(x | z*) of images under the embeddings of attacked ones.
+    """The log-likelihood log p(x | z*) of images x, where z* is an embedding of the attacked image.
 
     Attributes
     ----------
@@ -182,7 +182,7 @@ class Damage:
     images : int
         Number of images.
     other_image : float
-        Mean log-likelihood of each image under the embedding of another test image, in nats: a yardstick.
+        Mean log-likelihood of each image under the embedding of another test image, in nats, for comparison.
     attacked : tuple of Likelihood
         One per norm, beginning with 0.
     """
@@ -218,13 +218,13 @@ class ModelSummary(Summary):
     ----------
     provenance : Provenance
     encoder : EncoderSummary
-        Over all test images.
+        Statistics of the encoder over all test images.
     own : Margins
-        With r the 0.9-quantile of each image's own D(x), for the first images.
+        Margins of the first images, where r is the 0.9-quantile of each image's own D(x).
     fixed : Margins
-        With r = 4 for the same images.
+        Margins of the same images, where r = 4.
     damage : Damage
-        To the likelihood of the first images.
+        Damage to the likelihood of the first images.
     """
 
     kind: ClassVar[str] = ""
@@ -262,7 +262,7 @@ class AttackSummary(Summary):
     first_images : Damage
         The same for the first images alone, which a reader can measure again in seconds.
     settings : AttackSettings
-        Of the attack.
+        Settings of the attack.
     """
 
     kind: ClassVar[str] = "attack"
@@ -280,12 +280,12 @@ class BothSidesSummary(Summary):
     ----------
     provenance : Provenance
     confidence : float
-        Of each certificate and of each attack's test, for each image by itself.
+        Confidence of each certificate and of each attack's test, for each image by itself.
     own : BothSides
-        With r the 0.9-quantile of each image's own D(x). Of ``delta`` only the first rows are stored, with half
-        precision.
+        Bounds where r is the 0.9-quantile of each image's own D(x). Only the first rows of ``delta`` are stored, in
+        half precision.
     fixed : BothSides
-        The same with r = 4.
+        Bounds where r = 4, stored in the same way.
     """
 
     kind: ClassVar[str] = "both_sides"

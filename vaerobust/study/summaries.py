@@ -5,8 +5,8 @@ Summaries exist for models whose weights do not ship, and for measurements that 
 :mod:`vaerobust.study.records`; ``vaerobust study`` measures those that are missing
 (:mod:`vaerobust.study.measurements`).
 
-The files are named after the model and the kind. A summary of both sides has its perturbations in a second file, of
-tensors, beside it.
+The files are named after the model and the kind. The perturbations of a :class:`BothSidesSummary` are in a second file
+beside the first, in the safetensors format.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from vaerobust.zoo.typed_json import from_plain, to_plain
 FOLDER = Path(__file__).parent / "stored"
 """The folder of the summaries that ship with the package."""
 DIGITS = 5
-"""Significant digits of the numbers in a file, which keep the files small."""
+"""Significant digits to which the numbers in a file are rounded, so that files stay small."""
 PARTS = ("own", "fixed")
-"""The two parts of a summary of both sides."""
+"""The fields of a :class:`BothSidesSummary` that have perturbations."""
 
 Kind = TypeVar("Kind", bound=Summary)
 
@@ -74,7 +74,7 @@ def load(spec: Spec, kind: type[Kind], *, folder: Path = FOLDER) -> Kind:
 
 
 def save(path: Path, summary: Summary) -> None:
-    """Write a summary as a whole or not at all; perturbations first, to the file of tensors beside it."""
+    """Write a summary. Perturbations are written first, to their own file. Each file is written as a whole."""
     content = rounded(to_plain(summary))
     if isinstance(summary, BothSidesSummary):
         deltas = {part: getattr(summary, part).delta.contiguous() for part in PARTS}

@@ -66,14 +66,14 @@ def as_table(comparisons: Sequence[Comparison]) -> pd.DataFrame:
 
 
 def fastest(*calls: Call, turns: int = 3) -> list[float]:
-    """Make calls in turns and return the fewest seconds of each.
+    """Make calls in turns, and return the seconds of the fastest turn of each.
 
     Parameters
     ----------
     *calls : callable
         Without arguments.
     turns : int
-        Turns that are timed. Before three or more of them there is one turn to warm up, which does not count.
+        Number of timed turns. If there are three or more, one turn that is not timed comes first, to warm up.
     """
     seconds = [float("inf")] * len(calls)
     warm_up = turns > 2

@@ -13,7 +13,7 @@ Start at :func:`vaerobust.zoo.data.load` for images and at :func:`vaerobust.zoo.
 ``weights``, ``manifest``
     Trained models on disk: their weights, and how they were trained.
 ``files``, ``machine``, ``typed_json``
-    Tools: whole files and digests; processor and versions; dataclasses as JSON.
+    Tools: writing files and their digests; the machine and its versions; dataclasses as JSON.
 
 Nothing here measures robustness.
 """

@@ -49,10 +49,11 @@ MD5 = {
 
 DATASETS = tuple(MD5)
 PREFIX = {"train": "train", "test": "t10k"}
-"""What the names of a split's raw files begin with."""
+"""The prefix of the names of a split's raw files."""
 CACHE_VARIABLE = "VAEROBUST_DATA"
 """The environment variable that names the folder of the cache."""
 SAMPLES = Path(__file__).parent / "samples"
+"""The folder of the test images that ship with vaerobust."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,7 @@ def load(dataset: str, split: str = "test", *, cache: str | Path | None = None) 
     checks.one_of("dataset", dataset, DATASETS)
     checks.one_of("split", split, PREFIX)
     folder = cache_folder(cache) / dataset
-    names = [name for name in MD5[dataset] if name.startswith(PREFIX[split])]
+    names = [name for name in MD5[dataset] if name.startswith(PREFIX[split])]  # the images first, then the labels
     failures: list[str] = []
     for title, fetch in sources(dataset):
         try:
@@ -151,7 +152,7 @@ def cache_folder(cache: str | Path | None = None) -> Path:
 Raw = dict[str, bytes]
 """Content of raw files, by name."""
 Fetch = Callable[[str, Path, Sequence[str]], tuple[Raw, str]]
-"""Maps data set, folder of the cache and names of files to the files and where they came from."""
+"""Takes data set, folder of the cache and names of files; returns the files and, in words, where they came from."""
 
 
 def sources(dataset: str) -> list[tuple[str, Fetch]]:
@@ -189,7 +190,7 @@ def read_cache(dataset: str, folder: Path, names: Sequence[str]) -> tuple[Raw, s
 
 
 def origin(folder: Path) -> str:
-    """Return where the cached files were downloaded from, as noted beside them."""
+    """Return where the cached files came from, as ``origin.json`` says; "local cache" if that cannot be read."""
     try:
         return str(json.loads((folder / "origin.json").read_text())["source"])
     except (OSError, ValueError, KeyError, TypeError):
@@ -197,7 +198,15 @@ def origin(folder: Path) -> str:
 
 
 def filling_cache(title: str, download: Callable[[str, Path], dict[str, Path]]) -> tuple[str, Fetch]:
-    """Return a source, with its title, that downloads all four raw files, verifies them and fills the cache."""
+    """Return a source, with its title, that downloads all four raw files, verifies them and fills the cache.
+
+    Parameters
+    ----------
+    title : str
+        Name of the source, in words.
+    download : callable
+        A function of :mod:`vaerobust.zoo.downloads`, which downloads the files.
+    """
 
     def fetch(dataset: str, folder: Path, names: Sequence[str]) -> tuple[Raw, str]:
         raw: Raw = {}
@@ -220,7 +229,7 @@ def filling_cache(title: str, download: Callable[[str, Path], dict[str, Path]]) 
 
 
 def read_raw(path: Path) -> bytes:
-    """Read a file, and decompress it if its first two bytes are those of gzip."""
+    """Read a file, and decompress it if its first two bytes are those of gzip; raise a SourceError if it is corrupt."""
     content = path.read_bytes()
     if content[:2] != b"\x1f\x8b":
         return content
@@ -248,12 +257,12 @@ def as_labels(classes: np.ndarray) -> Tensor:
 
 
 def read_images(raw: bytes) -> Tensor:
-    """Turn a raw IDX file of images into pixels in [0, 1], shape (n, 784)."""
+    """Turn a raw IDX file of images, whose header has 16 bytes, into pixels in [0, 1], shape (n, 784)."""
     return as_pixels(np.frombuffer(raw, np.uint8, offset=16).reshape(-1, 784))
 
 
 def read_labels(raw: bytes) -> Tensor:
-    """Turn a raw IDX file of labels into classes, shape (n,)."""
+    """Turn a raw IDX file of labels, whose header has 8 bytes, into classes, shape (n,)."""
     return as_labels(np.frombuffer(raw, np.uint8, offset=8))
 
 

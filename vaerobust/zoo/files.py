@@ -1,4 +1,4 @@
-"""Tools for files: write one so that no reader ever sees a part of it, and the digest of its content."""
+"""Tools for files: writing a file as a whole, and the digest of its content."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from pathlib import Path
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file as a whole: a reader, also after a crash, finds the old content or the new one, never a part.
+    """Write a file as a whole: even after a crash, a reader finds the old content or the new one, never a part.
 
     Parameters
     ----------
     path : path
-        Folders on the way to it are made.
+        Missing parent folders are created.
     content : bytes
     """
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
-"""What the manifest beside a trained model says: how the model was trained, and what came out.
+"""What the manifest beside a trained model says: how the model was trained, and with which results.
 
-:class:`Manifest` is the whole of it. These classes only hold numbers; :mod:`vaerobust.zoo.training` fills them in and
-:mod:`vaerobust.zoo.weights` reads and writes them.
+Start at :class:`Manifest`, of which the other classes are parts. All of them only hold values.
+:mod:`vaerobust.zoo.training` fills them in, and :mod:`vaerobust.zoo.weights` reads and writes them.
 """
 
 from __future__ import annotations
@@ -84,20 +84,20 @@ class SplitsUsed:
 
 @dataclass(frozen=True)
 class Manifest:
-    """How a model was trained, and what came out.
+    """How a model was trained, and with which results.
 
     Attributes
     ----------
     spec : Spec
         Everything that the run depended on, beside the images.
     final : FinalTerms
-        ELBO and its terms, of the weights before they were rounded to float16.
+        ELBO and its terms, with the weights before they were rounded to float16.
     data : SplitsUsed
         Images of both splits.
     seconds : float
         Wall time of all training epochs.
     versions : dict
-        Version by name of package, Python among them.
+        Versions of Python and of packages, by name.
     hardware : Hardware
     history : tuple of Epoch
         One per epoch, with seven significant digits.

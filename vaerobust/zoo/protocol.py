@@ -95,7 +95,11 @@ class Spec:
 
     @property
     def name(self) -> str:
-        """The name of the model's files: data set, beta, tau, and each other field that differs from its default."""
+        """The name of the model's files: data set, beta, tau, and most other fields that differ from their defaults.
+
+        Not part of it are ``epochs``, ``batch_size``, ``learning_rate``, ``hidden`` and ``precision``. Two runs that
+        differ only there have the same name.
+        """
         parts = [self.dataset, f"beta{self.beta:g}", f"tau{self.tau:g}"]
         named = ("likelihood", "objective", "scale", "architecture")
         parts += [str(getattr(self, field)) for field in named if self.varies(field)]
@@ -118,11 +122,11 @@ class Spec:
 
 
 BETAS = (0.1, 0.5, 1.0, 2.0, 5.0, 10.0)
-"""The values of beta of the models with tau = 0, on either data set."""
+"""The values of beta of the models with tau = 0, on each data set."""
 TAUS = (0.1, 0.5, 1.0)
-"""The values of tau of the MNIST models with beta = 1, beside 0."""
+"""The values of tau of the MNIST models with beta = 1, in addition to 0."""
 FAST = Spec(precision="bfloat16")
-"""What all models beside the grid's have in common: faster training."""
+"""The settings that all models outside the grid share: training in bfloat16, which is faster."""
 
 GRID = (
     *(Spec("mnist", beta) for beta in BETAS),
@@ -149,7 +153,7 @@ HEADLINES = (
     Spec("mnist", tau=0.5),
     *(Spec("fashion-mnist", beta) for beta in (0.1, 1.0, 10.0)),
 )
-"""The models of the grid between which trends over beta and tau are measured."""
+"""The models of the grid that are compared to measure trends over beta and tau."""
 
 SEEDS = tuple(
     replace(spec, seed=seed, precision="bfloat16")
@@ -163,7 +167,7 @@ VARIANTS = (
     *(replace(FAST, beta=beta, likelihood="continuous_bernoulli") for beta in (0.1, 5.0)),
     *(replace(FAST, beta=beta, scale="exp") for beta in (0.1, 5.0)),
 )
-"""Other answers to what the paper leaves open about training. Only their summaries are stored.
+"""Models with other choices where the paper leaves training open. Only their summaries are stored.
 
 Models with a Gaussian likelihood, which belong here too, are among the companions.
 """

@@ -3,9 +3,10 @@
 Start at :func:`train`, which trains one model and writes it; :class:`Run` is a training run that can be stopped after
 any epoch and continued. Which models are trained is in :mod:`vaerobust.zoo.protocol`.
 
-All images are held in memory as one tensor, and each batch is one gather from it, so an epoch costs little more than
-its matrix products. A checkpoint after every epoch holds the weights, Adam's moments and the state of the generator. A
-run that was killed continues from its last checkpoint and ends bit for bit with the weights of an uninterrupted run.
+All images are held in memory as one tensor, and one indexing operation takes a batch from it. So an epoch costs little
+more than its matrix products. A checkpoint after every epoch holds the weights, Adam's moments and the state of the
+generator. A run that was killed continues from its last checkpoint and ends bit for bit with the weights of an
+uninterrupted run.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from vaerobust.zoo.weights import load_model, save_model
 EVALUATION_SEED = 1
 """Seed of the noise with which every model is evaluated."""
 MATMUL_PRECISION = {"float32": "highest", "bfloat16": "medium"}
-"""Torch's own names for the values of ``Spec.precision``."""
+"""The argument of ``torch.set_float32_matmul_precision`` for each value of ``Spec.precision``."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ class Run:
         self.history: list[Epoch] = []
 
     def epoch(self) -> Epoch:
-        """Train for one pass over the training images in a new random order; append the epoch to the history.
+        """Train for one pass over the images in a new random order; add the epoch to the history and return it.
 
         Raises
         ------
@@ -114,7 +115,17 @@ class Run:
         return self.history[-1]
 
     def step(self, x: Tensor) -> Tensor:
-        """Make one step of Adam; return the batch's sums of reconstruction and KL term before it, shape (2,)."""
+        """Make one step of Adam; return the sums of the batch's reconstruction and KL terms before it, shape (2,).
+
+        Parameters
+        ----------
+        x : Tensor, shape (batch, 784)
+
+        Raises
+        ------
+        FloatingPointError
+            If the loss is NaN or infinite.
+        """
         eta = torch.randn(len(x), self.spec.latents, generator=self.generator, device=x.device)
         loss, reconstruction, kl = objective(self.vae, x, eta, self.spec)
         if not torch.isfinite(loss):
@@ -125,7 +136,7 @@ class Run:
         return torch.stack([reconstruction.detach().sum(), kl.detach().sum()])
 
     def checkpoint(self) -> bytes:
-        """Return the whole state as a safetensors file."""
+        """Return the whole state as the bytes of a safetensors file, whose header has the history and a digest."""
         tensors = {f"weights.{name}": value for name, value in self.vae.state_dict().items()}
         for i, moments in self.adam.state_dict()["state"].items():
             tensors |= {f"adam.{i}.{name}": value for name, value in moments.items()}
@@ -238,10 +249,10 @@ def train(
     Raises
     ------
     ValueError
-        If the folder holds a corrupt checkpoint or model, or those of another run with this name.
+        If the folder has a checkpoint or a model of this name that is corrupt or comes from another run.
     """
     folder = Path(folder)
-    weights, manifest, unfinished = (folder / f"{spec.name}.{end}" for end in ("safetensors", "json", "checkpoint"))
+    weights, manifest, checkpoint = (folder / f"{spec.name}.{end}" for end in ("safetensors", "json", "checkpoint"))
     if weights.exists() and manifest.exists():
         found = load_model(weights).manifest
         digests = {"train": found.data.train.sha256, "test": found.data.test.sha256}
@@ -249,15 +260,15 @@ def train(
             raise ValueError(f"{manifest} is of another run; choose another folder or delete it")
         return weights
     run = Run(spec, train_images, test_images, device)
-    if unfinished.exists():
-        run.resume(unfinished)
+    if checkpoint.exists():
+        run.resume(checkpoint)
     while len(run.history) < spec.epochs:
         epoch = run.epoch()
-        write_atomically(unfinished, run.checkpoint())
+        write_atomically(checkpoint, run.checkpoint())
         if progress:
             progress(len(run.history), epoch)
     save_model(weights, run.vae, describe(run))
-    unfinished.unlink(missing_ok=True)
+    checkpoint.unlink(missing_ok=True)
     return weights
 
 
@@ -300,7 +311,8 @@ def elbo_of(reconstruction: float, kl: float) -> ElboTerms:
 def evaluate(vae: LikelihoodVAE, pixels: Tensor, *, chunk: int = 4096) -> ElboTerms:
     """Return the mean ELBO and its terms in nats per point, not weighted by beta, with one sample of z per point.
 
-    The noise has a fixed seed. So two models, or one model before and after rounding, are compared on the same noise.
+    The noise has a fixed seed, so that two models, or one model before and after rounding, are compared with equal
+    noise.
 
     Parameters
     ----------

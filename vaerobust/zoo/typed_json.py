@@ -1,8 +1,8 @@
-"""Frozen dataclasses as JSON and back: every field is checked, and what does not fit is named.
+"""Frozen dataclasses as JSON and back: every field is checked, and an error names the field that does not fit.
 
-:func:`to_plain` turns a dataclass into what ``json.dumps`` takes, :func:`from_plain` turns what ``json.loads`` gives
-into a dataclass. The keys are the names of the fields. JSON has no infinity and no NaN: these are the texts "inf",
-"-inf" and "nan", as in :meth:`vaerobust.results.Result.to_json`.
+:func:`to_plain` turns a dataclass into what ``json.dumps`` takes. :func:`from_plain` turns what ``json.loads`` returns
+into a dataclass. The keys are the names of the fields. JSON has no infinity and no NaN, so these are written as the
+strings "inf", "-inf" and "nan", as in :meth:`vaerobust.results.Result.to_json`.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ import torch
 from torch import Tensor
 
 NOT_FINITE = ("inf", "-inf", "nan")
-"""Texts in the place of numbers that JSON lacks."""
+"""The strings that stand for the numbers that JSON lacks."""
 
 Record = TypeVar("Record")
 
 
 def to_plain(value: Any) -> Any:
-    """Return a value as objects, lists, texts, numbers and truth values.
+    """Return a value as dicts, lists, strings, numbers and booleans.
 
     Parameters
     ----------
     value : object
-        A dataclass whose fields are dataclasses, tensors, tuples, dictionaries with text keys, texts, numbers or truth
-        values.
+        A dataclass whose fields are dataclasses, tensors, tuples, dicts with strings as keys, strings, numbers or
+        booleans.
     """
     if is_dataclass(value):
         return {field.name: to_plain(getattr(value, field.name)) for field in fields(value)}
@@ -51,10 +51,10 @@ def from_plain(kind: type[Record], value: Any, where: str = "") -> Record:
     kind : type
         A dataclass, ``Tensor``, ``tuple[T, ...]``, ``dict[str, T]``, ``str``, ``float``, ``int`` or ``bool``.
     value : object
-        A tensor may stand in the place of nested lists. A field that has a default may be missing: a file from before
-        the field was added.
+        What ``json.loads`` returned. A tensor may stand in the place of nested lists. A field that has a default may
+        be missing, because the file may be older than the field.
     where : str
-        Path of the value in the file, for error messages.
+        Where the value stands in the file, such as ``provenance.spec``, for error messages.
 
     Raises
     ------
@@ -80,18 +80,18 @@ def from_plain(kind: type[Record], value: Any, where: str = "") -> Record:
 
 
 def _dataclass(kind: Any, value: Any, where: str) -> Any:
-    """Return the dataclass that an object stands for."""
+    """Return a dataclass from a JSON object; see :func:`from_plain`."""
     content = _expect(dict, value, where)
     declared = {field.name: field for field in fields(kind)}
-    place = f"{where}." if where else ""
+    prefix = f"{where}." if where else ""
     for name in content:
         if name not in declared:
-            raise ValueError(f"{place}{name} is not a field of {kind.__name__}")
+            raise ValueError(f"{prefix}{name} is not a field of {kind.__name__}")
     for name, field in declared.items():
         if name not in content and _is_required(field):
-            raise ValueError(f"{place}{name} is missing")
+            raise ValueError(f"{prefix}{name} is missing")
     hints = get_type_hints(kind)
-    return kind(**{name: from_plain(hints[name], inner, f"{place}{name}") for name, inner in content.items()})
+    return kind(**{name: from_plain(hints[name], inner, f"{prefix}{name}") for name, inner in content.items()})
 
 
 def _is_required(field: Field[Any]) -> bool:
@@ -99,7 +99,7 @@ def _is_required(field: Field[Any]) -> bool:
 
 
 def _tensor(value: Any, where: str) -> Tensor:
-    """Return nested lists as a tensor: of truth values, or of numbers in double precision."""
+    """Return nested lists as a tensor of booleans, or of numbers in double precision."""
     numbers = _numbers(_expect(list, value, where))
     try:
         array = np.array(numbers)
@@ -111,16 +111,17 @@ def _tensor(value: Any, where: str) -> Tensor:
 
 
 def _numbers(value: Any) -> Any:
+    """Apply :func:`_number` to every entry of nested lists."""
     return [_numbers(inner) for inner in value] if isinstance(value, list) else _number(value)
 
 
 def _number(value: Any) -> Any:
-    """Return the number that a text stands for; any other value unchanged."""
+    """Return the number for which a string in :data:`NOT_FINITE` stands; return any other value unchanged."""
     return float(value) if isinstance(value, str) and value in NOT_FINITE else value
 
 
 def _expect(kind: Any, value: Any, where: str) -> Any:
-    """Return the value if it has the type; a truth value is not a number."""
+    """Return the value if it has the type, and raise a ValueError if not. True and False do not count as numbers."""
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         kinds = kind if isinstance(kind, tuple) else (kind,)
         names = {"dict": "an object", "list": "a list", "str": "a text", "bool": "true or false"}

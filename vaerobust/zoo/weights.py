@@ -120,11 +120,11 @@ def pretrained(
     Raises
     ------
     ValueError
-        If there is no such model; the message lists the models of the folder.
+        If there is no such model; the message lists the models in the folder.
     """
     name = Spec(dataset, beta, tau, **other).name  # type: ignore[arg-type]
     path = Path(folder) / f"{name}.safetensors"
     if not path.exists():
-        there = ", ".join(sorted(p.stem for p in Path(folder).glob("*.safetensors"))) or "none"
-        raise ValueError(f"no model {path.stem!r} in {folder}; there are: {there}")
+        names = ", ".join(sorted(p.stem for p in Path(folder).glob("*.safetensors"))) or "none"
+        raise ValueError(f"no model {path.stem!r} in {folder}; there are: {names}")
     return load_model(path)

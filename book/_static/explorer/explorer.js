@@ -25,6 +25,11 @@ async function fetched(url, options) {
   return answer;
 }
 
+/**
+ * The explorer on the page. Start reading at start(). The state is in the controls of the form and in these fields:
+ * model and vae (the chosen model and its network), images (of the data set), probe (the image, the direction and the
+ * noise), size (of the perturbation) and result (what draw() has shown last).
+ */
 class Explorer {
   constructor(root) {
     this.root = root;
@@ -32,7 +37,7 @@ class Explorer {
     this.form = this.find("form");
     this.controls = this.form.elements;
     this.size = 0;
-    this.requests = 0;
+    this.requests = 0; // number of models asked for
   }
 
   find(selector) {
@@ -57,6 +62,7 @@ class Explorer {
     await this.chooseModel();
   }
 
+  /** Show a message to the reader; the empty string hides it. */
   complain(message) {
     const place = this.find(".explorer-message");
     place.textContent = message;
@@ -65,11 +71,12 @@ class Explorer {
 
   // The choices that the page offers
 
+  /** Offer data sets, models and images, and choose those with which the explorer starts. */
   fillChoices() {
-    const there = Object.keys(this.index.datasets).filter((name) => this.modelsOf(name).length);
+    const datasets = Object.keys(this.index.datasets).filter((name) => this.modelsOf(name).length);
     const { model, image, r } = this.index.start;
     this.model = this.index.models.find(({ name }) => name === model);
-    for (const name of there) this.controls.dataset.append(new Option(this.index.datasets[name].title, name));
+    for (const name of datasets) this.controls.dataset.append(new Option(this.index.datasets[name].title, name));
     this.controls.dataset.value = this.model.dataset;
     this.controls.r.value = r;
     this.fillModels();
@@ -94,7 +101,7 @@ class Explorer {
     const dataset = this.index.datasets[this.controls.dataset.value];
     const grey = Uint8Array.from(atob(dataset.grey), (letter) => letter.charCodeAt(0));
     this.images = dataset.classes.map((_, i) =>
-      // single precision, as in the package
+      // pixels in [0, 1], rounded to single precision as in the package
       Float64Array.from(grey.subarray(i * SIDE ** 2, (i + 1) * SIDE ** 2), (value) => Math.fround(value / 255)),
     );
     const group = this.find(".explorer-images");
@@ -109,6 +116,7 @@ class Explorer {
     });
   }
 
+  /** Add the pictures to the page, and return their canvases in the order in which drawPictures fills them. */
   makePictures() {
     const titles = [
       ["input", "x"], ["perturbed input", "x + δ"],
@@ -127,6 +135,7 @@ class Explorer {
 
   // Reactions to choices
 
+  /** React to every control, and to a change of the form's width. */
   listen() {
     const on = (name, change) => this.form.addEventListener("change", ({ target }) => target.name === name && change());
     on("dataset", () => {
@@ -146,7 +155,7 @@ class Explorer {
     new ResizeObserver(([{ contentRect }]) => this.fit(contentRect.width)).observe(this.form);
   }
 
-  /** Fetch the chosen model if it is not there. Of several requests, only the last has an effect. */
+  /** Fetch the chosen model, unless it was the last one fetched. Of several requests, only the last has an effect. */
   async chooseModel() {
     const request = ++this.requests;
     const model = this.index.models.find(({ name }) => name === this.controls.model.value);
@@ -160,7 +169,7 @@ class Explorer {
       this.model = model;
       this.vae = vae;
       this.noise ??= new Noise(vae.latents, vae.pixels);
-      this.random = undefined; // those of the previous model
+      this.random = undefined; // random directions belong to a model
       this.find(".explorer-outcome").hidden = false;
       this.size ||= this.boundOf("attack"); // a size at which the reconstruction visibly changes
       this.choosePerturbation();
@@ -190,6 +199,7 @@ class Explorer {
     return new Vae(content, this.index.tensors, model.tau);
   }
 
+  /** Prepare and draw the chosen image with the chosen direction and r. */
   choosePerturbation() {
     if (!this.vae) return; // the model could not be loaded
     const directions = this.controls.direction.value === "worst" ? this.worst() : this.randomly();
@@ -220,8 +230,8 @@ class Explorer {
   }
 
   /**
-   * Return the direction of the attack's perturbation. If the image is not r-robust without any perturbation, no attack
-   * was made; then it is the direction for the other choice of r.
+   * Return the direction of the attack's perturbation. If the image is not r-robust even without a perturbation, no
+   * attack was made. In this case, return the direction for the other choice of r.
    */
   worst() {
     const of = (which) => {
@@ -229,19 +239,20 @@ class Explorer {
       return unitRows(this.vae.tensors[`worst_${which}`].slice(start, start + this.vae.pixels), this.vae.pixels);
     };
     const own = of(this.controls.r.value);
-    const there = own.some((value) => value !== 0);
-    return new Directions(this.vae, there ? own : of(this.controls.r.value === "own" ? "fixed" : "own"));
+    const attacked = own.some((value) => value !== 0);
+    return new Directions(this.vae, attacked ? own : of(this.controls.r.value === "own" ? "fixed" : "own"));
   }
 
   // Showing the result
 
-  /** Show a size. */
+  /** Move to a size of the perturbation, and show it. */
   go(size) {
     this.size = size;
     this.moveSlider();
     this.draw();
   }
 
+  /** Move the slider to the size. */
   moveSlider() {
     this.controls.size.value = Math.round(STEPS * this.axis.position(this.size));
   }
@@ -251,6 +262,7 @@ class Explorer {
     this.soon ??= requestAnimationFrame(() => this.draw());
   }
 
+  /** Compute and show what a perturbation of the size does. */
   draw() {
     this.soon = undefined;
     if (!this.probe) return;
@@ -267,6 +279,7 @@ class Explorer {
     this.find(".explorer-time").textContent = `Computed in your browser in ${this.milliseconds.toFixed(0)} ms.`;
   }
 
+  /** Fill the canvases of makePictures. */
   drawPictures() {
     const { input, reconstruction, reconstructions } = this.result;
     const width = this.vae.pixels;
@@ -276,6 +289,7 @@ class Explorer {
     shown.forEach((pixels, i) => drawImage(this.pictures[i], pixels));
   }
 
+  /** Show the result in words, on the page and for screen readers. */
   drawWords() {
     const { distances, r, probability, low, high } = this.result;
     const percent = (value) => `${(100 * value).toFixed(1)}\u00a0%`;
@@ -315,6 +329,7 @@ class Explorer {
     return `All directions: broken, ${confidence}, by the attack's perturbation, which is no larger than this.`;
   }
 
+  /** Show the bounds for the image below the slider. */
   drawBounds() {
     const bounds = this.index.bounds.map((bound) => {
       const size = this.boundOf(bound.column);
@@ -363,6 +378,7 @@ class Explorer {
 }
 
 const explorer = new Explorer(document.getElementById("explorer"));
+// For tests/test_explorer.py.
 window.explorer = {
   ready: explorer.start().then(() => true),
   state: () => explorer.state(),

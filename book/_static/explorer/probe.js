@@ -4,10 +4,10 @@
 
 import { normals } from "./statistics.js";
 
-export const SAMPLES = 300;
-const SEEDS = { eta: 1, nu: 2 };
+export const SAMPLES = 300; // of D
+const SEEDS = { eta: 1, nu: 2 }; // eta: the encoder's noise; nu: the directions
 
-/** The encoder's noise and Algorithm 2's directions: one of each per sample, equal for all images and models. */
+/** One noise of the encoder and one direction of Algorithm 2 per sample, the same for all images and models. */
 export class Noise {
   constructor(latents, pixels) {
     this.eta = normals(SAMPLES * latents, SEEDS.eta);
@@ -42,9 +42,11 @@ export class Directions {
 }
 
 /**
- * Samples of D(x, delta) of Eq. 3 with delta = size * direction. There is one direction for all samples, the worst
- * known, or one per sample, as in Algorithm 2. The samples are || g(mu(x + delta) + eta * sigma(x)) - g(mu(x)) ||, so sigma is
- * that of the unperturbed x.
+ * Samples of D(x, delta) of Eq. 3 with delta = size * direction: || g(mu(x + delta) + eta * sigma(x)) - g(mu(x)) ||.
+ * Sigma is that of the unperturbed x. Either one direction, the worst known, serves all samples, or each sample has a
+ * direction of its own, as in Algorithm 2.
+ *
+ * `base` has the encoder's first layer at x, `centre` is g(mu(x)), and `unperturbed` has the samples of D(x, 0).
  */
 export class Probe {
   constructor(vae, x, directions, noise) {
@@ -74,12 +76,13 @@ export class Probe {
     const width = this.vae.latents;
     const z = new Float64Array(SAMPLES * width);
     for (let i = 0; i < SAMPLES; i++) {
-      const of = mu.length === width ? 0 : i * width;
-      for (let j = 0; j < width; j++) z[i * width + j] = mu[of + j] + this.noise.eta[i * width + j] * this.sigma[j];
+      const start = mu.length === width ? 0 : i * width;
+      for (let j = 0; j < width; j++) z[i * width + j] = mu[start + j] + this.noise.eta[i * width + j] * this.sigma[j];
     }
     return z;
   }
 
+  /** Return the distance of each reconstruction, one per row, from the centre. */
   distances(reconstructions) {
     const width = this.vae.pixels;
     const out = new Float64Array(SAMPLES);
@@ -92,11 +95,13 @@ export class Probe {
   }
 }
 
+/** Subtract a layer's bias from its outputs, in place. */
 function withoutBias(values, bias) {
   for (let i = 0; i < values.length; i++) values[i] -= bias[i % bias.length];
   return values;
 }
 
+/** Return the first layer's outputs at x + size * direction, one row per direction. */
 function shifted(base, slopes, size) {
   return slopes.map((slope, i) => base[i % base.length] + size * slope);
 }

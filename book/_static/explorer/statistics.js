@@ -1,4 +1,4 @@
-// Noise from a seed, exact binomial intervals, and checksums, which browsers do not offer.
+// What browsers do not offer: noise from a seed, exact binomial intervals, medians and checksums.
 
 /** Return a source of uniform numbers in (0, 1) from a 32-bit seed: "mulberry32", equal in all browsers. */
 function uniforms(seed) {

@@ -3,7 +3,7 @@
 // A matrix is a flat array, row after row. The weights are those that ship, in half precision. All sums are in double
 // precision: browsers compute it as fast as single precision, and its rounding errors are negligible here.
 
-/** The values of all half-precision numbers, by their bits. Not all browsers have a Float16Array yet. */
+/** A table with the value of each half-precision number, by its 16 bits. Not all browsers have a Float16Array yet. */
 const HALVES = Float64Array.from({ length: 65536 }, (_, bits) => {
   const sign = bits & 0x8000 ? -1 : 1;
   const exponent = (bits >> 10) & 31;
@@ -120,11 +120,13 @@ export class Vae {
     this.pixels = this.decoder.at(-1).outputs;
   }
 
+  /** Return a linear layer of the file. The weight has the shape (outputs, inputs). */
   layer(name) {
     const [weight, bias] = [this.tensors[`${name}.weight`], this.tensors[`${name}.bias`]];
     return { weight, bias, outputs: bias.length, inputs: weight.length / bias.length };
   }
 
+  /** Return linear layers by their places in a torch Sequential, in which the other places are ReLUs. */
   layers(name, places) {
     return places.map((place) => this.layer(`${name}.${place}`));
   }
