@@ -1,6 +1,6 @@
 """A convolutional VAE, the counterpart of the paper's network for the question whether its theory holds for others.
 
-Here is one network, :class:`ConvolutionalVAE`. It meets the same contract as the paper's own, :class:`vaerobust.VAE`:
+Here is one network, :class:`ConvolutionalVAE`. It meets the same contract as the paper's own, :class:`vaerobust.model.VAE`:
 images are flat rows, q(z|x) is a diagonal Gaussian, and pixels are Bernoulli. It has no ``mean_layers``; what needs the
 encoder's operations (:mod:`vaerobust.certify.network`) records them.
 """
