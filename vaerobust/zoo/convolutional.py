@@ -1,8 +1,8 @@
 """A convolutional VAE, the counterpart of the paper's network for the question whether its theory holds for others.
 
-Here is one network, :class:`ConvolutionalVAE`. It meets the same contract as the paper's own, :class:`vaerobust.model.VAE`:
-images are flat rows, q(z|x) is a diagonal Gaussian, and pixels are Bernoulli. It has no ``mean_layers``; what needs the
-encoder's operations (:mod:`vaerobust.certify.network`) records them.
+Here is one network, :class:`ConvolutionalVAE`. It meets the contract of the paper's own, which is
+:class:`vaerobust.model.VAE`: images are flat rows, q(z|x) is a diagonal Gaussian, and pixels are Bernoulli. It has no
+``mean_layers``; what needs the encoder's operations (:mod:`vaerobust.certify.network`) records them.
 """
 
 from __future__ import annotations
