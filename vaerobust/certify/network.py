@@ -272,16 +272,16 @@ class Network:
         values = self.values(x)
         walk = _Walk(self, float(radius), self._effects(scale, values))
         for step in self.activations:
-            walk.visit(step, values[step.inputs[0]].flatten())
+            walk.visit(step, values[step.inputs[0]])
         return walk.relaxation(self.gradients(scale, walk.slopes))
 
     def _effects(self, scale: Tensor, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the norm of F's column for each unit and each input, by the Jacobian at x; it ranks the units."""
         slopes = {}
         for step in self.activations:
-            a = values[step.inputs[0]].flatten()
+            a = values[step.inputs[0]]
             low, high = step.activation.chord_slopes(a, torch.zeros_like(a))
-            slopes[step.name] = (low + high) / 2
+            slopes[step.name] = ((low + high) / 2).flatten()
         return {name: block.norm(dim=0) for name, block in self.gradients(scale, slopes).items()}
 
 
@@ -306,7 +306,8 @@ class _Walk:
         """Bound the chord slopes of one activation's units, and choose which of them to keep."""
         spread = self._spread(step)  # s
         reach = self._reach(step) + spread  # q
-        low, high = step.activation.chord_slopes(a, self.radius * reach)
+        ends = step.activation.chord_slopes(a, self.radius * reach.reshape(a.shape))
+        low, high = (end.flatten() for end in ends)
         middle, error = (low + high) / 2, (high - low) / 2
         kept = self._chosen(step, error * reach)
         unit = _Unit(middle, error, reach, spread, kept)

@@ -115,7 +115,7 @@ def trace(model: GaussianVAE, x: Tensor) -> Trace:
     model : GaussianVAE
         Any model whose ``encode`` is made of supported operations; see the module.
     x : Tensor, shape (n, d_x)
-        Its first row is what the model is run on.
+        The model is run on copies of its first row with a little noise.
 
     Returns
     -------
@@ -128,7 +128,9 @@ def trace(model: GaussianVAE, x: Tensor) -> Trace:
     """
     _refuse_training_mode(model)
     entered: list[tuple[int, str]] = []  # number of operations recorded so far, and the layer that was entered then
-    point = x[:1].detach().expand(ROWS, -1).clone()
+    # The rows differ from x and from each other, so a constant that was computed from them cannot pass for one
+    nudge = torch.randn(ROWS, x.shape[1], generator=torch.Generator().manual_seed(0))
+    point = x[:1].detach() + 0.1 * nudge.to(x)
     mean = model.mean_network() if hasattr(model, "mean_network") else lambda rows: model.encode(rows)[0]
     with torch.no_grad(), _record_layers(model, entered):
         try:
@@ -418,6 +420,13 @@ def _joined(shape: tuple[int, ...], parts: list[Any], dim: int = 0) -> _Rule:
     return _Rule(data, linear, linear, constant)
 
 
+def _stacked(shape: tuple[int, ...], parts: list[Any], dim: int = 0) -> _Rule:
+    if not all(isinstance(part, _Data) for part in parts) or dim % len(shape) == 0:
+        raise _Refused("stacks rows or constants")
+    linear = lambda *values: torch.stack(values, dim)
+    return _Rule(tuple(parts), linear, linear)
+
+
 def _pad(shape: tuple[int, ...], x: _Data, pad: list[int], value: float = 0.0) -> _Rule:
     if len(pad) > 2 * (len(x.shape) - 1):
         raise _Refused("adds rows to a batch")
@@ -571,7 +580,7 @@ _AFFINE: dict[str, Callable[..., _Rule]] = {
     "add": _sum_of, "sub": _difference, "rsub": _reversed_difference, "mul": _scaled, "div": _divided, "neg": _negated,
     "mm": _product, "addmm": _product_plus, "linear": _linear, "convolution": _convolution,
     "permute": _permute, "transpose": _transpose, "slice": _slice, "select": _select, "index": _index,
-    "index_select": _index_select, "expand": _expand, "flip": _flip, "cat": _joined, "constant_pad_nd": _pad,
+    "index_select": _index_select, "expand": _expand, "flip": _flip, "cat": _joined, "stack": _stacked, "constant_pad_nd": _pad,
     "mean": _mean, "sum": _sum,
 }  # fmt: skip
 
@@ -592,6 +601,7 @@ _ACTIVATIONS: dict[str, Callable[..., Activation]] = {
     "relu": chord_slopes.relu,
     "leaky_relu": chord_slopes.leaky_relu,
     "elu": chord_slopes.elu,
+    "celu": lambda alpha=1.0: chord_slopes.elu(alpha, 1.0, 1 / alpha),
     "softplus": lambda beta=1.0, threshold=20.0: chord_slopes.softplus(beta),
     "sigmoid": lambda: chord_slopes.smooth(chord_slopes.SIGMOID),
     "tanh": lambda: chord_slopes.smooth(chord_slopes.TANH),
