@@ -97,7 +97,9 @@ AFFINE = {
     "shuffled": nn.PixelUnshuffle(2),
     "parts": Functional(lambda x: torch.cat([x.chunk(2, 1)[1], x[:, :1, 1::2].repeat_interleave(2, 2)], 1)),
     "picked": Functional(lambda x: x[:, [1, 0]].flip(2) / 3 - x.mean((2, 3), keepdim=True)),
-    "turned": Functional(lambda x: 2.0 - x.permute(0, 3, 1, 2).transpose(1, 3) * torch.arange(6.0).reshape(6, 1, 1).double()),
+    "turned": Functional(
+        lambda x: 2.0 - x.permute(0, 3, 1, 2).transpose(1, 3) * torch.arange(6.0).reshape(6, 1, 1).double()
+    ),
     "sums": Functional(lambda x: x.sum(1) + torch.stack([x[:, 0], -x[:, 1]], 1).unsqueeze(1).squeeze(1)[:, 0]),
     "split": Functional(lambda x: x.split([1, 1], 1)[1] + torch.unbind(x, 1)[0].unsqueeze(1)),
     "constant joined": Functional(lambda x: torch.cat([x, torch.ones_like(x[:, :1])], 1)),
@@ -193,11 +195,16 @@ def test_chord_slopes_of_each_activation_bound_its_chords_and_are_not_much_wider
     low, high = step.activation.chord_slopes(a.reshape(1, 2, SIDE, SIDE), reach.reshape(1, 2, SIDE, SIDE))
     h = torch.linspace(-1, 1, 402).double()[:, None] * reach
     f = lambda v: step.activation.value(v.reshape(-1, 2, SIDE, SIDE)).reshape(len(v), -1)
-    torch.testing.assert_close(f(a), layer(a.reshape(1, 2, SIDE, SIDE).clone()).detach().flatten(1), atol=1e-8, rtol=1e-8)
-    chords, slack = (f(a + h) - f(a)) / h, 1e-14 / reach.amax() * 10
+    torch.testing.assert_close(
+        f(a), layer(a.reshape(1, 2, SIDE, SIDE).clone()).detach().flatten(1), atol=1e-8, rtol=1e-8
+    )
+    chords = (f(a + h) - f(a)) / h
+    slack = 1e-12 / reach.amax()  # rounding of f in double precision
     assert (low.flatten() - slack <= chords.amin(0)).all() and (chords.amax(0) <= high.flatten() + slack).all()
     if 1e-5 < 10**size < 3 and layer is not ACTIVATIONS["selu"] and len(step.activation.terms) == 1:
-        assert (high.flatten() - low.flatten() <= chords.amax(0) - chords.amin(0) + 0.03).all()
+        assert (
+            high.flatten() - low.flatten() <= chords.amax(0) - chords.amin(0) + 0.08
+        ).all()  # the grid adds M rho / 32
 
 
 # soundness
@@ -210,13 +217,19 @@ def furthest(model, x, radius, scale, seed=0, steps=20):
     towards[:12] = 0.0  # these maximise the whole length
     mu, found = model.encode(x)[0].detach(), []
     for step in range(steps):
-        shrink = 1.0 if step % 3 else 0.2 + 0.8 * torch.rand(24, 1, generator=torch.Generator().manual_seed(step)).double()
+        shrink = (
+            1.0 if step % 3 else 0.2 + 0.8 * torch.rand(24, 1, generator=torch.Generator().manual_seed(step)).double()
+        )
         d = (d / d.norm(dim=1, keepdim=True).clamp(min=1e-12) * radius * shrink).detach().requires_grad_()
         u = (model.encode(x + d)[0] - mu) / scale
         found.append((d.detach(), u.detach()))
         goal = u.norm(dim=1)[:12].sum() + (u * towards).sum(1)[12:].abs().sum()
         (slope,) = torch.autograd.grad(goal, d, allow_unused=True)
-        d = d.detach() if slope is None else d.detach() + radius * slope / slope.norm(dim=1, keepdim=True).clamp(min=1e-12)
+        d = (
+            d.detach()
+            if slope is None
+            else d.detach() + radius * slope / slope.norm(dim=1, keepdim=True).clamp(min=1e-12)
+        )
     return torch.cat([one for one, _ in found]), torch.cat([one for _, one in found])
 
 
@@ -238,7 +251,9 @@ def architectures(draw):
     layers, channels = [], 2
     for k in range(draw(st.integers(1, 3))):
         width = draw(st.sampled_from([2, 3]))
-        convolution = nn.Conv2d(channels, width, draw(st.sampled_from([1, 3])), stride=draw(st.sampled_from([1, 2])), padding=1)
+        convolution = nn.Conv2d(
+            channels, width, draw(st.sampled_from([1, 3])), stride=draw(st.sampled_from([1, 2])), padding=1
+        )
         convolution.weight.data *= draw(st.sampled_from([0.3, 1.0, 4.0]))
         if draw(st.booleans()):
             convolution.weight.data[0] = convolution.weight.data[-1]  # duplicate units
@@ -250,12 +265,16 @@ def architectures(draw):
             norm = batch_norm(width, seed=draw(st.integers(0, 99)))
             norm.running_var *= draw(st.sampled_from([1.0, 1e-3, 1e4]))
             layers.append(norm)
-        layers.append(draw(st.sampled_from(list(ACTIVATIONS.values())))) if draw(st.booleans()) else layers.append(nn.ReLU())
+        layers.append(draw(st.sampled_from(list(ACTIVATIONS.values())))) if draw(st.booleans()) else layers.append(
+            nn.ReLU()
+        )
         if isinstance(layers[-1], nn.PReLU):
             layers[-1] = nn.PReLU(width)
         channels = width
         if draw(st.booleans()):
-            layers.append(Skip(nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1), nn.Tanh() if k else nn.ReLU())))
+            layers.append(
+                Skip(nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1), nn.Tanh() if k else nn.ReLU()))
+            )
     layers.append(draw(st.sampled_from([nn.Identity(), nn.AdaptiveAvgPool2d(2)])))
     model = Encoder(nn.Sequential(*layers, nn.Flatten(), nn.LazyLinear(3)))
     x = draw(st.sampled_from([0.0, 1.0])) * noise(1, PIXELS, seed=draw(st.integers(0, 99)))
@@ -303,7 +322,9 @@ def test_a_single_unit_is_bounded_by_its_steepest_chord():
 
 def test_keeping_fewer_units_is_sound_and_never_much_tighter():
     torch.manual_seed(0)
-    model = Encoder(nn.Sequential(nn.Conv2d(2, 6, 3, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(54, 20), nn.ReLU(), nn.Linear(20, 3)))
+    model = Encoder(
+        nn.Sequential(nn.Conv2d(2, 6, 3, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(54, 20), nn.ReLU(), nn.Linear(20, 3))
+    )
     x, scale = noise(1, PIXELS), torch.ones(1, 3)
     bounds = [float(lipschitz_bound(network(model, kept=kept), scale, x, 0.8, refine=20)) for kept in (0, 20, 40, 200)]
     assert bounds == sorted(bounds, reverse=True) or np.diff(bounds).max() < 0.02 * bounds[-1]
@@ -313,7 +334,9 @@ def test_keeping_fewer_units_is_sound_and_never_much_tighter():
 @pytest.mark.parametrize("radius", [0.1, 1.0])
 def test_a_small_memory_budget_changes_no_bound(radius):
     torch.manual_seed(0)
-    body = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.ReLU(), Skip(nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.SiLU())))
+    body = nn.Sequential(
+        nn.Conv2d(2, 4, 3, padding=1), nn.ReLU(), Skip(nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.SiLU()))
+    )
     model = Encoder(nn.Sequential(body, nn.Conv2d(4, 4, 3, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(36, 3)))
     large, small = network(model), network(model, memory=5.0e5)
     assert small.batch(0.5) < PIXELS  # columns are made anew for each activation
@@ -341,7 +364,9 @@ def test_a_plain_relu_network_found_by_tracing_is_the_same_list_of_layers():
 def test_norms_and_reshapes_between_matrix_products_are_folded():
     norm = nn.BatchNorm1d(9)
     norm.running_mean, norm.running_var = noise(9), noise(9, seed=1).exp()
-    model = flat(nn.Sequential(nn.Unflatten(1, (2, 36)), nn.Flatten(), nn.Linear(PIXELS, 9), norm, nn.ReLU(), nn.Linear(9, 3)))
+    model = flat(
+        nn.Sequential(nn.Unflatten(1, (2, 36)), nn.Flatten(), nn.Linear(PIXELS, 9), norm, nn.ReLU(), nn.Linear(9, 3))
+    )
     layers = encoder_mean(model, noise(2, PIXELS))
     assert [tuple(weight.shape) for weight, _ in layers] == [(9, PIXELS), (3, 9)]
 
@@ -359,7 +384,10 @@ def test_the_bound_is_close_to_the_one_of_the_dense_path():
 # what cannot be certified
 
 UNSUPPORTED = {
-    "max_pool2d": (nn.Sequential(nn.Conv2d(2, 3, 3), nn.MaxPool2d(2)), r"layer 'mean.0.1' \(MaxPool2d\) uses max_pool2d"),
+    "max_pool2d": (
+        nn.Sequential(nn.Conv2d(2, 3, 3), nn.MaxPool2d(2)),
+        r"layer 'mean.0.1' \(MaxPool2d\) uses max_pool2d",
+    ),
     "layer norm": (nn.LayerNorm(SIDE), r"\(LayerNorm\) uses native_layer_norm"),
     "group norm": (nn.GroupNorm(1, 2), r"\(GroupNorm\) uses native_group_norm"),
     "instance norm": (nn.InstanceNorm2d(2), r"\(InstanceNorm2d\) uses"),
@@ -374,7 +402,10 @@ UNSUPPORTED = {
     "rows mixed": (Functional(lambda x: x - x.mean(0)), "uses mean, which works along the rows"),
     "rows mixed by view": (Functional(lambda x: x.transpose(0, 1).reshape(x.shape)), "works along the rows"),
     "integers": (Functional(lambda x: x.int().double()), "converts to a type that holds no fractions"),
-    "numpy": (Functional(lambda x: x + torch.as_tensor(np.tanh(x.numpy()))), "(cannot be traced|differ from row to row)"),
+    "numpy": (
+        Functional(lambda x: x + torch.as_tensor(np.tanh(x.numpy()))),
+        "(cannot be traced|differ from row to row)",
+    ),
     "circular": (nn.Conv2d(2, 3, 3, padding=1, padding_mode="circular"), r"layer 'mean.0' \(Conv2d\) uses"),
     "noise": (Functional(lambda x: x + torch.randn_like(x)), "uses randn_like"),
     "training": (nn.Sequential(nn.BatchNorm2d(2), nn.Conv2d(2, 2, 1)), r"BatchNorm2d\) is in training mode"),
