@@ -174,7 +174,7 @@ def test_chord_slopes_in_many_digits_lie_between_their_bounds(shape, exact):
             for share in [-1, 1, *draw.uniform(-1, 1, 12)]:
                 h = mpmath.mpf(share) * reach
                 chord = (exact(mpmath.mpf(a) + h) - exact(mpmath.mpf(a))) / h
-                assert float(low) <= chord + 1e-25 and chord <= float(high) + 1e-25
+                assert float(low) <= chord + 1e-20 and chord <= float(high) + 1e-20
 
 
 @pytest.mark.parametrize(("shape", "exact"), SHAPES.values(), ids=SHAPES)
@@ -315,9 +315,9 @@ def test_a_single_unit_is_bounded_by_its_steepest_chord():
         h = torch.linspace(-1, 1, 2000).double()[:, None]
         chord = ((model.encode(h)[0] - model.encode(torch.zeros(1, 1).double())[0]) / h).abs().max()
         found = lipschitz_bound(net, torch.ones(1, 1), torch.zeros(1, 1).double(), 1.0, refine=30)
-        assert float(chord) <= float(found) <= float(chord) * 1.05
+        assert chord.item() <= found.item() <= chord.item() * 1.05
         if exact:
-            assert float(found) == pytest.approx(exact, rel=0.05)
+            assert found.item() == pytest.approx(exact, rel=0.05)
 
 
 def test_keeping_fewer_units_is_sound_and_never_much_tighter():

@@ -247,7 +247,7 @@ class _Reader:
         name = _operation_name(node)
         try:
             if name == "getitem":
-                self.values[node] = self._part(node, layer, args[0], int(args[1]))
+                self.values[node] = self._part(node, layer, *args)
             elif name in _PARTS:
                 self.values[node] = (name, args)  # several values, of which the next operation takes one
             elif not _has_data((args, kwargs)):
@@ -268,7 +268,7 @@ class _Reader:
                 f"model.encode cannot be certified: {layer} uses {name} in a form that is not supported ({error})"
             ) from error
 
-    def _part(self, node: fx.Node, layer: str, whole: Any, index: int) -> Any:
+    def _part(self, node: fx.Node, layer: str, whole: Any, index: Any) -> Any:
         """Read one of the values that an operation returned."""
         if not (isinstance(whole, tuple) and len(whole) == 2 and whole[0] in _PARTS):
             return operator.getitem(whole, index)  # constants
