@@ -104,8 +104,8 @@ def certified_margin(
     ----------
     model : GaussianVAE
         Its encoder's mean must be made of operations that can be bounded: affine ones such as convolutions, BatchNorm
-        in evaluation mode and sums, and elementwise activations; see :mod:`vaerobust.certify.tracing`. They are found by
-        running the model, unless its method ``mean_layers`` returns the layers of a plain ReLU network.
+        in evaluation mode and sums, and elementwise activations; see :mod:`vaerobust.certify.tracing`. They are found
+        by running the model, unless its method ``mean_layers`` returns the layers of a plain ReLU network.
     x : Tensor, shape (n, d_x)
     r : float or Tensor, shape (n,)
         >= 0; chosen with other samples.
