@@ -104,9 +104,9 @@ def certified_margin(
     Parameters
     ----------
     model : GaussianVAE
-        Its encoder's mean must be made of operations that can be bounded: affine ones such as convolutions, BatchNorm in
-        evaluation mode and sums, and elementwise activations; see :mod:`vaerobust.certify.tracing`. They are found by
-        running the model, unless its method ``mean_layers`` returns the layers of a plain ReLU network.
+        Its encoder's mean must be made of operations that can be bounded: affine ones such as convolutions, BatchNorm
+        in evaluation mode and sums, and elementwise activations; see :mod:`vaerobust.certify.tracing`. They are found
+        by running the model, unless its method ``mean_layers`` returns the layers of a plain ReLU network.
     x : Tensor, shape (n, d_x)
     r : float or Tensor, shape (n,)
         Largest distance that counts as robust, >= 0, in input units; chosen with other samples.

@@ -294,16 +294,16 @@ class Network:
         values = self.values(x)
         walk = _Walk(self, float(radius), self._effects(scale, values))
         for step in self.activations:
-            walk.visit(step, values[step.inputs[0]].flatten())
+            walk.visit(step, values[step.inputs[0]])
         return walk
 
     def _effects(self, scale: Tensor, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the norm of F's column for each unit and each input, by the Jacobian at x; it ranks the units."""
         slopes = {}
         for step in self.activations:
-            a = values[step.inputs[0]].flatten()
+            a = values[step.inputs[0]]
             low, high = step.activation.chord_slopes(a, torch.zeros_like(a))
-            slopes[step.name] = (low + high) / 2
+            slopes[step.name] = ((low + high) / 2).flatten()
         return {name: block.norm(dim=0) for name, block in self.gradients(scale, slopes).items()}
 
 
@@ -328,7 +328,8 @@ class _Walk:
         """Bound the chord slopes of one activation's units, and choose which of them to keep."""
         spread = self._spread(step)  # s
         reach = self._reach(step) + spread  # q
-        low, high = step.activation.chord_slopes(a, self.radius * reach)
+        ends = step.activation.chord_slopes(a, self.radius * reach.reshape(a.shape))
+        low, high = (end.flatten() for end in ends)
         middle, error = (low + high) / 2, (high - low) / 2
         kept = self._chosen(step, error * reach)
         unit = _Unit(middle, error, reach, spread, kept)
@@ -381,8 +382,9 @@ class _Walk:
         delta, change = columns[:inputs], columns[inputs:]  # C' over delta and over kept units, (., units)
         cross = rows @ delta
         spread = torch.cat([unit.square for unit in self.units.values()])
-        empty = rows.new_zeros(0)
-        hidden = Relaxation(*(part[None] for part in (rows @ rows.T, empty, empty, paths, empty, spread)), *[empty] * 3, [])
+        blocks = {"gram": rows @ rows.T, "paths": paths, "spread": spread}
+        others = dict.fromkeys(("cross", "outer", "change", "lumped", "lumps", "bound"), rows.new_zeros(0))
+        hidden = Relaxation(**{name: block[None] for name, block in (blocks | others).items()}, start=[])
         size = delta.square().sum(0).max().sqrt()
         start = first_multipliers(cross.norm(dim=1), change.norm(dim=1), rows.norm(dim=1), size)
         for factor in REACH_FACTORS:
@@ -452,9 +454,9 @@ class _Walk:
         cross, outer = free @ delta.T, delta @ delta.T
         size = largest_eigenvalue(outer).sqrt()
         start = first_multipliers(cross.norm(dim=1), kept.norm(dim=0), free.norm(dim=1), size)
-        parts = (free @ free.T, cross, outer, paths, kept, spread, lumped, lumps[None], bound[None], start)
-        *matrices, first = (part[None] for part in parts)
-        return Relaxation(*matrices, [first])
+        parts = {"gram": free @ free.T, "cross": cross, "outer": outer, "paths": paths, "change": kept}
+        parts |= {"spread": spread, "lumped": lumped, "lumps": lumps[None], "bound": bound[None]}
+        return Relaxation(**{name: part[None] for name, part in parts.items()}, start=[start[None]])
 
     def _lumped(self, gradients: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Return H and c of the lumped units; see :class:`vaerobust.certify.relaxation.Relaxation`."""
@@ -472,8 +474,8 @@ class _Walk:
 def encoder_mean(model: GaussianVAE, x: Tensor, *, memory: float = MEMORY) -> Layers | Network:
     """Return an encoder's mean in a form that :func:`vaerobust.certify.encoder_shift.shift_metric` can bound.
 
-    A model's own ``mean_layers`` are used where it has them. Otherwise its operations are recorded; a plain ReLU network
-    found in this way becomes a list of layers too. Either is compared with ``encode`` at every point.
+    A model's own ``mean_layers`` are used where it has them. Otherwise its operations are recorded; a plain ReLU
+    network found in this way becomes a list of layers too. Either is compared with ``encode`` at every point.
 
     Parameters
     ----------
@@ -575,9 +577,8 @@ def _as_layer(network: Network, source: str, target: str, start: int, end: int) 
         return None
     values = {source: network.shaped(source, torch.zeros(1, width, dtype=torch.double))}
     for step in network.steps[start:end]:
-        values[step.name] = step.linear(*(values[name] for name in step.inputs)) + step.constant
+        if isinstance(step, Affine):
+            values[step.name] = step.linear(*(values[name] for name in step.inputs)) + step.constant
     one = {source: network.shaped(source, torch.eye(width, dtype=torch.double))}
     weight = network.run(one, start, end, width, {}).get(target, one[source])
     return weight.reshape(width, -1).T.contiguous(), values[target].flatten()
-
-

@@ -12,8 +12,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vaerobust.jacobians import largest_eigenvalue
-
 SMALLEST = 1e-12
 """Smallest multiplier, and smallest number that one is divided by."""
 START = 0.4
@@ -84,7 +82,8 @@ class Relaxation(NamedTuple):
 
     def single(self) -> Relaxation:
         """Return the same in single precision."""
-        return Relaxation(*(part.float() for part in self[:-1]), [])  # type: ignore[misc, arg-type]
+        floats = {name: part.float() for name, part in self._asdict().items() if name != "start"}
+        return Relaxation(**floats, start=[])
 
     def solve(self, multipliers: list[Tensor]) -> Solution:
         """Compute W of the lemma for the multipliers of the kept units; those of the lumped units follow."""
