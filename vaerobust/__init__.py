@@ -33,6 +33,9 @@ from vaerobust.certify.certificates import certified_margin
 from vaerobust.criterion import probability_of_robustness
 from vaerobust.distance import distances
 from vaerobust.margins import MarginSearch, attack_margin, strongest_attack
+from vaerobust.measuring.compare import compare
+from vaerobust.measuring.measure import measure
+from vaerobust.measuring.wrap import wrap
 from vaerobust.model import VAE, GaussianVAE
 from vaerobust.random_direction import random_direction_radius
 from vaerobust.zoo.data import load as load_images
@@ -50,13 +53,16 @@ __all__ = [
     "MarginSearch",
     "attack_margin",
     "certified_margin",
+    "compare",
     "distances",
     "load_images",
     "maximum_damage",
+    "measure",
     "minimum_r",
     "pretrained",
     "probability_of_robustness",
     "random_direction_radius",
     "strongest_attack",
     "theorem_1",
+    "wrap",
 ]

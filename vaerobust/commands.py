@@ -18,6 +18,7 @@ import click
 import torch
 from tqdm import tqdm
 
+from vaerobust.measuring.command import measure_model
 from vaerobust.study import summaries
 from vaerobust.study.measurements import MEASUREMENTS, Measurement
 from vaerobust.zoo import data
@@ -36,6 +37,9 @@ PROCESSORS = os.cpu_count() or 1
 def main() -> None:
     """Real images, trained models and stored measurements of robustness."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
+
+
+main.add_command(measure_model)
 
 
 @main.command("data")

@@ -26,10 +26,11 @@ from vaerobust import checks
 from vaerobust.batches import slices
 from vaerobust.certify.encoder_shift import lipschitz_bound, shift_metric
 from vaerobust.certify.failures import BANDS, Failures, confidence_limits, failures
+from vaerobust.certify.network import MEMORY, Network, compare_within, encoder_mean
 from vaerobust.certify.safe_shift import half_space_length, safe_shift
 from vaerobust.distance import distances
 from vaerobust.jacobians import largest_eigenvalue
-from vaerobust.model import GaussianVAE, Layers, mean_layers
+from vaerobust.model import GaussianVAE, Layers
 from vaerobust.randomness import Seed, as_generator, as_number
 from vaerobust.results import Result
 
@@ -73,7 +74,7 @@ class Certificate(Result):
 class _Encoder(NamedTuple):
     """The encoder's mean at the points that are certified: what :func:`shift_metric` needs."""
 
-    layers: Layers
+    layers: Layers | Network
     sigma: Tensor  # (n, d_z)
     x: Tensor  # (n, d_x)
 
@@ -94,6 +95,7 @@ def certified_margin(
     seed: Seed = 2,
     confidence: float = 0.999,
     refine: int = 6,
+    memory: float = MEMORY,
 ) -> Certificate:
     """Return a radius within which every perturbation leaves each point r-robust: P(D(x, delta) <= r) > 1/2.
 
@@ -102,7 +104,9 @@ def certified_margin(
     Parameters
     ----------
     model : GaussianVAE
-        Its encoder's mean must be a ReLU network, of any number of layers, that its method ``mean_layers`` returns.
+        Its encoder's mean must be made of operations that can be bounded: affine ones such as convolutions, BatchNorm in
+        evaluation mode and sums, and elementwise activations; see :mod:`vaerobust.certify.tracing`. They are found by
+        running the model, unless its method ``mean_layers`` returns the layers of a plain ReLU network.
     x : Tensor, shape (n, d_x)
     r : float or Tensor, shape (n,)
         Largest distance that counts as robust, >= 0, in input units; chosen with other samples.
@@ -114,6 +118,8 @@ def certified_margin(
         1 - alpha, in (0, 1), at each point by itself. It is the probability over the draws of eta.
     refine : int
         Steps of descent that tighten the bound on the encoder; 0 is fastest.
+    memory : float
+        Memory budget of the bound on an encoder with convolutions, in bytes; > 0.
 
     Returns
     -------
@@ -122,19 +128,25 @@ def certified_margin(
     Raises
     ------
     TypeError
-        If the encoder offers no ``mean_layers``, or ``x`` is not a tensor of floating point numbers.
+        If the encoder has an operation that cannot be bounded, or ``x`` is not a tensor of floating point numbers.
     ValueError
         If an argument has the wrong shape or range, or the layers are not those of the encoder.
     """
     checks.vectors("x", x)
-    mean_layers(model, x)  # an encoder that cannot be certified is an error before any sample is drawn
+    encoder_mean(model, x)  # an encoder that cannot be certified is an error before any sample is drawn
     (found,) = failures(model, x, [r], samples=samples, seed=seed)
-    return certify(model, x, found, confidence=confidence, refine=refine)
+    return certify(model, x, found, confidence=confidence, refine=refine, memory=memory)
 
 
 @torch.no_grad()
 def certify(
-    model: GaussianVAE, x: Tensor, found: Failures, *, confidence: float = 0.999, refine: int = 6
+    model: GaussianVAE,
+    x: Tensor,
+    found: Failures,
+    *,
+    confidence: float = 0.999,
+    refine: int = 6,
+    memory: float = MEMORY,
 ) -> Certificate:
     """Return the certified margins that follow from the counts and moments of failures; see :func:`certified_margin`.
 
@@ -144,7 +156,7 @@ def certify(
         The model and the points that ``found`` was sampled from.
     found : Failures
         Result of :func:`vaerobust.certify.failures.failures` for one r.
-    confidence, refine
+    confidence, refine, memory
         As in :func:`certified_margin`.
 
     Returns
@@ -157,7 +169,7 @@ def certify(
         As :func:`certified_margin`.
     """
     checks.probability("confidence", confidence)
-    encoder = _Encoder(mean_layers(model, x), model.encode(x)[1], x)
+    encoder = _Encoder(encoder_mean(model, x, memory=memory), model.encode(x)[1], x)
     # lem-shift at radius 0: W_0 = S^-1 J J' S^-1, and V = W_0 / lambda_max(W_0) orders the directions into bands
     still = shift_metric(*encoder, 0.0)  # (n, d_z, d_z)
     scaled = still / largest_eigenvalue(still).clamp(min=1e-300)[:, None, None]
@@ -179,6 +191,7 @@ def certify(
     most = torch.full_like(limits.mass, LARGEST)
     radius = _largest_radius(encoder, by_bands, still, most, (*ROUGH, *[refine] * REFINED))
     half_space = _largest_radius(encoder, by_half_space, still, radius, (*ROUGH, refine))
+    compare_within(encoder.layers, model, x, torch.maximum(radius, half_space))
     return Certificate(
         _rounded_down(torch.maximum(radius, half_space), x),
         _rounded_down(half_space, x),
@@ -287,7 +300,7 @@ def certified_r(
     Parameters
     ----------
     model : GaussianVAE
-        With a ReLU encoder, as in :func:`certified_margin`.
+        As in :func:`certified_margin`.
     x : Tensor, shape (n, d_x)
     radii : sequence of float
         Norms R of perturbations, >= 0, in input units.
@@ -313,7 +326,7 @@ def certified_r(
     checks.vectors("x", x)
     checks.count("samples", samples)
     checks.probability("confidence", confidence)
-    encoder = _Encoder(mean_layers(model, x), model.encode(x)[1], x)
+    encoder = _Encoder(encoder_mean(model, x), model.encode(x)[1], x)
     stream = as_number(as_generator(seed, x), x)  # one number, so that all blocks of points meet the same noise
     ranks = torch.as_tensor(_ranks(encoder, radii, samples, confidence, refine), device=x.device)  # (radii, n)
     found = []

@@ -20,7 +20,7 @@ lemma.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -40,6 +40,45 @@ TOO_LARGE = 1e3
 """The descent ignores a metric whose diagonal exceeds the smallest lambda_max found so far by this factor."""
 POINTS = 16
 """Points per block: each needs a square matrix as large as all hidden layers together, about 10 MB."""
+
+
+class Solved(Protocol):
+    """W for some multipliers."""
+
+    @property
+    def metric(self) -> Tensor:
+        """W, shape (n, d_z, d_z)."""
+
+    @property
+    def sound(self) -> Tensor:
+        """Whether G is positive definite, shape (n,); where it is not, the metric means nothing."""
+
+
+class Relaxed(Protocol):
+    """Matrices that bound the shift for any multipliers: what the search for multipliers asks of them."""
+
+    @property
+    def start(self) -> list[Tensor]:
+        """Multipliers to start from."""
+
+    def fallback(self) -> Tensor:
+        """Return a metric that needs no multipliers, perhaps infinite."""
+
+    def single(self) -> Relaxed:
+        """Return the same in single precision."""
+
+    def solve(self, multipliers: list[Tensor]) -> Any:
+        """Return W for some multipliers, as :class:`Solved`."""
+
+    def slopes(self, solution: Any, top: Tensor, multipliers: list[Tensor]) -> list[Tensor]:
+        """Return the derivative of a' W a in the multipliers, for the top eigenvector a, shape (n, d_z, 1)."""
+
+
+class Traced(Protocol):
+    """An encoder's mean that is no list of layers; see :class:`vaerobust.certify.network.Network`."""
+
+    def relax(self, scale: Tensor, x: Tensor, radius: Tensor) -> Relaxed:
+        """Return the matrices of the lemma at one point."""
 
 
 class _Layer(NamedTuple):
@@ -86,6 +125,22 @@ class _Relaxation(NamedTuple):
     change: Tensor
     start: list[Tensor]
 
+    def fallback(self) -> Tensor:
+        """Return infinity on the diagonal, which is always true: shape (n, d_z, d_z)."""
+        return torch.diag_embed(torch.full_like(self.change[:, :, 0], torch.inf))
+
+    def single(self) -> _Relaxation:
+        """Return the same in single precision."""
+        return _Relaxation([rows.float() for rows in self.constraints], self.change.float(), [])
+
+    def solve(self, multipliers: list[Tensor]) -> _Solution:
+        """Compute W for some multipliers."""
+        return _solve(self, multipliers)
+
+    def slopes(self, solution: _Solution, top: Tensor, multipliers: list[Tensor]) -> list[Tensor]:
+        """Return the derivative of lambda_max(W) in the multipliers."""
+        return _slopes(self, solution, top, [part.shape[1] for part in multipliers])
+
 
 class _Solution(NamedTuple):
     """W for some multipliers, and what it was computed from.
@@ -118,7 +173,7 @@ class _Best(NamedTuple):
 
 @torch.no_grad()
 def shift_metric(
-    layers: Layers, scale: Tensor, x: Tensor, radius: float | Tensor, *, refine: int = 0
+    layers: Layers | Traced, scale: Tensor, x: Tensor, radius: float | Tensor, *, refine: int = 0
 ) -> Tensor:  # fmt: skip
     """Return W such that no perturbation within a ball moves the scaled mean further than W says.
 
@@ -128,8 +183,9 @@ def shift_metric(
 
     Parameters
     ----------
-    layers : list of (weight, bias)
-        Layers of the encoder's mean, in double precision; see :func:`vaerobust.model.mean_layers`.
+    layers : list of (weight, bias), or Network
+        Layers of the encoder's mean, in double precision; see :func:`vaerobust.model.mean_layers`. Of an encoder that
+        is no plain ReLU network, what :func:`vaerobust.certify.network.encoder_mean` returns.
     scale : Tensor, shape (n, d_z)
         sigma(x), > 0.
     x : Tensor, shape (n, d_x)
@@ -153,22 +209,15 @@ def shift_metric(
     checks.count("refine", refine, least=0)
     radius = checks.per_point("radius", radius, len(x), x.double())
     metrics = []
-    for i in slices(len(x), POINTS):
-        relaxation = _relax(layers, scale[i].double(), x[i].double(), radius[i])
-        best = _nothing_found(relaxation)
-        for factor in FACTORS:
-            multipliers = [factor * part for part in relaxation.start]
-            best = _better(best, _solve(relaxation, multipliers), multipliers)
-        if refine and relaxation.start:
-            # the descent is in single precision, twice as fast; its result is evaluated in double precision
-            multipliers = _descend(relaxation, best, refine)
-            best = _better(best, _solve(relaxation, multipliers), multipliers)
-        metrics.append(best.metric)
+    for i in slices(len(x), POINTS if isinstance(layers, list) else 1):
+        at = (scale[i].double(), x[i].double(), radius[i])
+        relaxation: Relaxed = _relax(layers, *at) if isinstance(layers, list) else layers.relax(*at)
+        metrics.append(_tightened(relaxation, refine).metric)
     return torch.cat(metrics)
 
 
 def lipschitz_bound(
-    layers: Layers, scale: Tensor, x: Tensor, radius: float | Tensor, *, refine: int = 0
+    layers: Layers | Traced, scale: Tensor, x: Tensor, radius: float | Tensor, *, refine: int = 0
 ) -> Tensor:  # fmt: skip
     """Return L with ||u||_2 <= L ||delta||_2 for every perturbation within a ball; u as in :func:`shift_metric`.
 
@@ -193,6 +242,19 @@ def lipschitz_bound(
     return torch.where(known, top.sqrt(), torch.inf)
 
 
+def _tightened(relaxation: Relaxed, refine: int) -> _Best:
+    """Search for good multipliers: three common factors of the first ones, then steps of descent."""
+    best = _nothing_found(relaxation)
+    for factor in FACTORS:
+        multipliers = [factor * part for part in relaxation.start]
+        best = _better(best, relaxation.solve(multipliers), multipliers)
+    if refine and relaxation.start:
+        # the descent is in single precision, twice as fast; its result is evaluated in double precision
+        multipliers = _descend(relaxation, best, refine)
+        best = _better(best, relaxation.solve(multipliers), multipliers)
+    return best
+
+
 def _relax(layers: Layers, scale: Tensor, x: Tensor, radius: Tensor) -> _Relaxation:
     """Carry the intervals of the chord slopes through all layers, and return the matrices of lem-shift."""
     first, bias = layers[0]
@@ -202,7 +264,7 @@ def _relax(layers: Layers, scale: Tensor, x: Tensor, radius: Tensor) -> _Relaxat
     for weight, bias in layers[1:]:
         layer = _next_layer(layer, weight, bias, radius)
     blocks = [block / scale[:, :, None] for block in (layer.linear, *layer.paths)]  # of F = S^-1 C_L
-    size = _norm_bound(blocks, layer.norms)  # of u, per unit of ||delta||_2
+    size = norm_bound(blocks, layer.norms)  # of u, per unit of ||delta||_2
     # The multiplier that would be best for a unit by itself, were its error aligned with everything else
     start = [
         (block.norm(dim=1) / (size[:, None] * rows.norm(dim=2).clamp(min=TINY)).clamp(min=TINY)).clamp(min=TINY)
@@ -228,7 +290,7 @@ def _next_layer(layer: _Layer, weight: Tensor, bias: Tensor, radius: Tensor) -> 
         torch.relu(layer.activation) @ weight.T + bias,
         centred @ layer.linear,
         [*(centred @ path for path in layer.paths), columns * root[:, None, :]],
-        [*layer.norms, _norm_bound(rows, layer.norms)],
+        [*layer.norms, norm_bound(rows, layer.norms)],
         [*layer.constraints, torch.cat(rows, 2)],
     )
 
@@ -245,15 +307,15 @@ def _scaled_rows(matrix: Tensor, kept: Tensor, root: Tensor) -> Tensor:
     return matrix.gather(1, kept[:, :, None].expand(-1, -1, matrix.shape[2])) * root[:, :, None]
 
 
-def _norm_bound(blocks: list[Tensor], norms: list[Tensor]) -> Tensor:
+def norm_bound(blocks: list[Tensor], norms: list[Tensor]) -> Tensor:
     """Bound ||M v||_2 / ||delta||_2 by the spectral norms of the blocks of M, given ||z_j||_2 <= n_j ||delta||_2."""
-    bound = _spectral_norm(blocks[0])
+    bound = spectral_norm(blocks[0])
     for block, norm in zip(blocks[1:], norms, strict=True):
-        bound = bound + _spectral_norm(block) * norm
+        bound = bound + spectral_norm(block) * norm
     return bound
 
 
-def _spectral_norm(matrix: Tensor) -> Tensor:
+def spectral_norm(matrix: Tensor) -> Tensor:
     """Return the largest singular value of each matrix, from the smaller of its two Gram matrices."""
     tall = matrix.shape[-2] > matrix.shape[-1]
     gram = matrix.mT @ matrix if tall else matrix @ matrix.mT
@@ -275,13 +337,13 @@ def _solve(relaxation: _Relaxation, multipliers: list[Tensor]) -> _Solution:
     return _Solution(metric, (failed == 0) & torch.isfinite(metric).all((1, 2)), root, half)
 
 
-def _nothing_found(relaxation: _Relaxation) -> _Best:
-    """Return the state of the search before any multipliers were tried: infinite, which is always true."""
-    metric = torch.diag_embed(torch.full_like(relaxation.change[:, :, 0], torch.inf))
-    return _Best(metric, torch.full_like(metric[:, 0, 0], torch.inf), relaxation.start)
+def _nothing_found(relaxation: Relaxed) -> _Best:
+    """Return the state of the search before any multipliers were tried."""
+    metric = relaxation.fallback()
+    return _Best(metric, metric.diagonal(dim1=1, dim2=2).amax(1), relaxation.start)  # a multiple of the identity
 
 
-def _better(best: _Best, solution: _Solution, multipliers: list[Tensor]) -> _Best:
+def _better(best: _Best, solution: Solved, multipliers: list[Tensor]) -> _Best:
     """Return, for each point, the sound one of two metrics with the smaller lambda_max."""
     top = largest_eigenvalue(_or_identity(solution.metric, solution.sound))
     better = solution.sound & (top < best.top)
@@ -292,15 +354,15 @@ def _better(best: _Best, solution: _Solution, multipliers: list[Tensor]) -> _Bes
     )
 
 
-def _descend(relaxation: _Relaxation, best: _Best, refine: int) -> list[Tensor]:
+def _descend(relaxation: Relaxed, best: _Best, refine: int) -> list[Tensor]:
     """Minimise lambda_max(W) over the logarithms of the multipliers, and return the best ones met on the way."""
-    single = _Relaxation([rows.float() for rows in relaxation.constraints], relaxation.change.float(), [])
+    single = relaxation.single()
     logs = [part.float().log() for part in best.multipliers]
     adam = torch.optim.Adam(logs, lr=RATE)
     least, chosen = best.top.float(), best.multipliers
     for _ in range(refine):
         multipliers = [part.exp() for part in logs]
-        solution = _solve(single, multipliers)
+        solution = single.solve(multipliers)
         # Close to where G is singular the metric is huge, and single precision cannot find its eigenvalues
         sound = solution.sound & (solution.metric.diagonal(dim1=1, dim2=2).amax(1) < TOO_LARGE * least)
         values, vectors = torch.linalg.eigh(_or_identity(solution.metric, sound))
@@ -308,7 +370,7 @@ def _descend(relaxation: _Relaxation, best: _Best, refine: int) -> list[Tensor]:
         better = sound & (top < least)
         least = torch.where(better, top, least)
         chosen = _chosen(better, [part.double() for part in multipliers], chosen)
-        slopes = _slopes(single, solution, vectors[:, :, -1:], [part.shape[1] for part in logs])
+        slopes = single.slopes(solution, vectors[:, :, -1:], multipliers)
         for log, part, slope in zip(logs, multipliers, slopes, strict=True):
             slope = part * slope / top[:, None]  # of log lambda_max in the logarithms
             log.grad = torch.where(sound[:, None], slope, 0.0).nan_to_num()

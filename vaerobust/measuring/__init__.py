@@ -1,0 +1,1 @@
+"""Measure any VAE: wrap it, check it, measure every bound on its margins, and write a report."""
