@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import functools
 import http.server
+import importlib
 import math
+import pkgutil
 import shutil
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from urllib.parse import urlsplit
 
 import pytest
@@ -24,6 +27,7 @@ from playwright.sync_api import Browser, BrowserContext, Page, Route, sync_playw
 from scipy import stats
 from torch import Tensor
 
+import vaerobust
 from vaerobust.linear import LinearGaussianVAE
 from vaerobust.model import VAE
 from vaerobust.zoo.data import Images
@@ -54,6 +58,16 @@ torch.set_num_threads(1)
 # fixed examples and no clock: a test gives the same answer on every run and machine
 settings.register_profile("fixed", derandomize=True, deadline=None, database=None, max_examples=50)
 settings.load_profile("fixed")
+
+
+def modules() -> list[ModuleType]:
+    """Import and return every module of the package that computes something.
+
+    The modules of ``vaerobust.page`` only show results, and need the extra ``book``. ``__main__`` runs a command.
+    """
+    found = pkgutil.walk_packages(vaerobust.__path__, "vaerobust.")
+    names = [module.name for module in found if not module.name.startswith("vaerobust.page")]
+    return [vaerobust, *(importlib.import_module(name) for name in names if not name.endswith("__main__"))]
 
 
 def seeded(seed: int) -> torch.Generator:
