@@ -1,4 +1,4 @@
-"""The bound on how far a perturbation moves a ReLU encoder: against Jacobians, attacks and the product of norms."""
+"""The bound on how far a perturbation moves a ReLU encoder, against Jacobians, attacks and products of norms."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from conftest import DOUBLE, random_vae, seeded, uniform
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vaerobust.bounds import encoder_gram, encoder_jacobian
-from vaerobust.certify import encoder_shift as lipschitz
+from vaerobust.certify import encoder_shift as module
 from vaerobust.certify.encoder_shift import lipschitz_bound, shift_metric
+from vaerobust.jacobians import encoder_gram, encoder_jacobian
 from vaerobust.linear import LinearGaussianVAE
 from vaerobust.model import mean_layers
 
 SINGLE = 1e-6
-"""Descent in single precision: its roundings, 6e-8 each, may grow tenfold and change which multipliers are found."""
+"""Relative error of W from the descent in single precision: roundings of 6e-8 each may grow tenfold."""
 
 EXCESS = 1e-6
-"""Rounding of a shift, against the furthest that a perturbation of the same length may reach, and 1e-7 where that is 0.
-The shift is a difference of numbers up to 1e3, with roundings of 1e-16 each; and the root of a' W a, where it should be
-0, is that of 1e-15 or so."""
+"""Rounding of a shift, relative to the longest shift that W allows for the length of its perturbation, plus 1e-7.
+The shift is a difference of numbers up to 1e3, each with a relative rounding of 1e-16. Where a' W a should be 0, it is
+about 1e-15, and its root is larger."""
 
 
 class ReLUEncoder:
-    """A model of which only the encoder is used: random layers of the given widths, and a random constant sigma."""
+    """An encoder with random layers of the given widths and a random constant sigma; it has no decoder."""
 
     def __init__(self, *widths: int, gain: float = 1.5, seed: int = 0) -> None:
         generator = seeded(seed)
@@ -54,11 +54,11 @@ class ReLUEncoder:
         return shift_metric(self.layers, self.scale.expand(len(x), -1), x, radius, **options)
 
     def shift(self, x, delta):
-        """Return u for perturbations of shape (k, n, d_x)."""
+        """Return u for perturbations delta of shape (k, n, d_x)."""
         return (self.mean(x + delta) - self.mean(x)) / self.scale
 
     def jacobian(self, x):
-        """Return S^-1 J, from the switches of the units."""
+        """Return S^-1 J, from which units are on."""
         product = self.layers[0][0].expand(len(x), -1, -1)
         a = x @ self.layers[0][0].T + self.layers[0][1]
         for weight, bias in self.layers[1:]:
@@ -79,7 +79,7 @@ NETS = st.builds(
         lambda widths: ReLUEncoder(*widths, gain=(0.3, 1.0, 3.0)[seed % 3], seed=seed)
     )
 )
-"""Of up to 4 hidden layers, with fewer inputs than units or more."""
+"""Encoders with up to 4 hidden layers, and with fewer inputs than units, as many, or more."""
 
 
 def top(metric):
@@ -87,14 +87,15 @@ def top(metric):
 
 
 def regular(metric):
-    """Return W plus a millionth of its norm: it is singular where the latents outnumber inputs or units."""
+    """Return W plus a millionth of its norm: W is singular where the latents outnumber the inputs or the units."""
     return metric + (1e-30 + 1e-6 * top(metric))[:, None, None] * torch.eye(metric.shape[1]).to(metric)
 
 
 def excess(metric, u, delta):
-    """Return the largest |a . u| - ||delta|| sqrt(a' W a) over unit vectors a, against the most that W lets ||u|| be.
+    """Return how far |a . u| exceeds ||delta|| sqrt(a' W a), relative to the largest ||u|| that W allows; (k, n).
 
-    Shape (k, n). The vectors are W^-1 u, in whose direction the excess is the largest if W is regular, u, and the axes.
+    The largest excess over some unit vectors a is returned: W^-1 u, along which it is the largest of all if W is
+    regular, u itself, and the axes.
     """
     solved = torch.linalg.solve(regular(metric), u[..., None])[..., 0]
     axes = torch.eye(u.shape[-1]).to(u)[:, None, None].expand(-1, *u.shape)
@@ -106,7 +107,7 @@ def excess(metric, u, delta):
 
 
 def climb(net, x, delta, radius, metric):
-    """Lengthen the shift, as the metric measures it, by gradients, within the ball."""
+    """Climb to perturbations in the ball whose shift is longer, as the metric measures it, by gradient ascent."""
     inverse = torch.linalg.inv(regular(metric))
     for step in range(15):
         delta = delta.clone().requires_grad_(True)
@@ -116,20 +117,20 @@ def climb(net, x, delta, radius, metric):
         with torch.no_grad():
             slope = slope / slope.norm(dim=-1, keepdim=True).clamp(min=1e-30)
             delta = delta + radius[:, None] * 0.5 * (1 - step / 15) * slope
-            delta = delta + 1e-3 * radius[:, None] * (delta == 0)  # where it is 0, the ratio has no slope
+            delta = delta + 1e-3 * radius[:, None] * (delta == 0)  # at delta = 0 the ratio has no gradient
             delta = delta * (radius[:, None] / delta.norm(dim=-1, keepdim=True)).clamp(max=1)
     return delta.detach()
 
 
 @given(NETS, st.sampled_from([1e-3, 0.1, 0.5, 2.0, 20.0]), st.sampled_from([0, 3]))
 def test_no_perturbation_moves_the_mean_beyond_the_bound(net, radius, refine):
-    """Nothing goes beyond what W allows but by roundings, EXCESS of the furthest that W allows anywhere."""
+    """Neither random nor attacked perturbations exceed what W allows by more than the rounding EXCESS."""
     width = net.layers[0][0].shape[1]
     x = torch.randn(3, width, generator=seeded(1), dtype=torch.float64)
     radii = radius * torch.tensor([0.3, 1.0, 1.0], dtype=torch.float64)
     metric = net.metric(x, radii, refine=refine)
     finite = torch.isfinite(metric).all((1, 2))
-    assert finite.any() or radius >= 2  # it may find nothing for the largest balls only
+    assert finite.any() or radius >= 2  # only for the largest balls nothing may be found
     if not finite.any():
         return
     x, radii, metric = x[finite], radii[finite], metric[finite]
@@ -163,7 +164,7 @@ def test_at_radius_0_it_is_torchs_jacobian_of_the_paper_network():
 
 @given(NETS, st.floats(1e-3, 3.0))
 def test_it_covers_the_jacobian_at_every_radius(net, radius):
-    """W less S^-1 J J' S^-1 has no negative eigenvalue, but for roundings: very short perturbations are in the ball."""
+    """W - S^-1 J J' S^-1 has no negative eigenvalue, up to rounding: the ball contains very short perturbations."""
     x = torch.randn(3, net.layers[0][0].shape[1], generator=seeded(1), dtype=torch.float64)
     metric, jacobian = net.metric(x, radius), net.jacobian(x)
     finite = torch.isfinite(metric).all((1, 2))
@@ -173,9 +174,9 @@ def test_it_covers_the_jacobian_at_every_radius(net, radius):
 
 
 def test_a_unit_on_its_kink_may_do_either():
-    """At a = 0 any slope in [0, 1] is met: +- delta move the mean by delta and by 0, and W must allow both.
+    """At a = 0 every slope in [0, 1] occurs: +delta moves the mean by delta and -delta by 0, and W must allow both.
 
-    One such unit: the change is delta / 2 + z / 2 with |z| <= |delta|, and no multiplier does better than 1.
+    For one such unit the change is delta / 2 + z / 2 with |z| <= |delta|, and no multiplier gives less than W = 1.
     """
     one, none = torch.ones(1, 1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
     found = shift_metric([(one, none), (one, none)], one, torch.zeros(1, 1, dtype=torch.float64), 0.5, refine=30)
@@ -185,10 +186,10 @@ def test_a_unit_on_its_kink_may_do_either():
 
 @pytest.mark.parametrize(("a", "reach"), [(0.0, 0.0), (0.0, 1.0), (0.3, 1.0), (-0.3, 1.0), (2.0, 1.0), (-2.0, 1.0)])
 def test_chord_slopes_are_those_of_every_chord(a, reach):
-    """A fine grid holds the ends of the interval, where the extremes are reached; with no length there is no chord."""
-    low, high = (float(one) for one in lipschitz._chord_slopes(*torch.tensor([[a], [reach]], dtype=torch.float64)))
+    """The extremes are reached at the ends of the interval, which belong to the grid; at reach 0 there is no chord."""
+    low, high = (float(one) for one in module._chord_slopes(*torch.tensor([[a], [reach]], dtype=torch.float64)))
     if reach == 0:
-        assert (low, high) == (0, 1)  # of every shorter ball
+        assert (low, high) == (0, 1)  # those of every larger reach
         return
     d = torch.linspace(-reach, reach, 2000, dtype=torch.float64)
     slopes = ((a + d).clamp(min=0) - max(a, 0)) / d
@@ -197,7 +198,7 @@ def test_chord_slopes_are_those_of_every_chord(a, reach):
 
 
 def test_one_unit_is_bounded_by_its_steepest_chord():
-    """Of relu(x - 0.3) at 0 no chord of at most 1 is steeper than 0.7, and W's root comes near it but not below."""
+    """No chord of relu(x - 0.3) from 0 with length <= 1 is steeper than 0.7; sqrt(W) is at least that, and near it."""
     one = torch.ones(1, 1, dtype=torch.float64)
     layers = [(one, torch.tensor([-0.3], dtype=torch.float64)), (one, torch.zeros(1, dtype=torch.float64))]
     found = float(shift_metric(layers, one, torch.zeros(1, 1, dtype=torch.float64), 1.0, refine=30)) ** 0.5
@@ -216,16 +217,16 @@ def test_refinement_never_loosens(net, radius):
 
 
 def test_refinement_tightens():
-    """On a network of the paper's kind the descent gains a tenth; multipliers left as they are would gain nothing."""
+    """On a network of the paper's kind the descent lowers lambda_max(W) by more than 5%."""
     net = ReLUEncoder(30, 40, 40, 5)
     x = torch.randn(4, 30, generator=seeded(1), dtype=torch.float64)
     assert (top(net.metric(x, 0.3, refine=20)) < 0.95 * top(net.metric(x, 0.3))).all()
 
 
 def test_it_grows_with_the_radius_from_the_jacobian_to_the_product_of_norms():
-    """Each factor of two in the radius adds; the bound lies between the local norm and the product of norms.
+    """The bound rises with the radius, from the norm of the Jacobian towards the product of the layers' norms.
 
-    At 0.3, where tens of units may change sign, it is still three times below the product.
+    At radius 0.3, where tens of units may change sign, it is less than a third of the product.
     """
     net = ReLUEncoder(30, 40, 40, 5)
     x = torch.randn(4, 30, generator=seeded(1), dtype=torch.float64)
@@ -239,7 +240,7 @@ def test_it_grows_with_the_radius_from_the_jacobian_to_the_product_of_norms():
 
 
 def test_what_is_not_bounded_is_infinite_and_not_wrong():
-    """In a ball of radius 1e6 every unit is uncertain; either a finite W holds there, or infinity is said."""
+    """In a ball of radius 1e6 every unit may change sign. No finite W is found for this network, so W is infinite."""
     net = ReLUEncoder(5, 30, 30, 30, 3, gain=3.0)
     x = torch.randn(2, 5, generator=seeded(1), dtype=torch.float64)
     found = net.metric(x, torch.tensor([0.01, 1e6], dtype=torch.float64), refine=2)
@@ -252,7 +253,7 @@ def test_what_is_not_bounded_is_infinite_and_not_wrong():
 
 @given(NETS, st.floats(0.01, 1.0), st.integers(0, 99))
 def test_rotations_of_the_input_change_nothing(net, radius, seed):
-    """Q x with W_1 Q' is the same network on the same ball; the order of the sums differs, which G^-1 enlarges."""
+    """Q x with W_1 Q' is the same network on the same ball. The order of sums differs, and G^-1 magnifies rounding."""
     width = net.layers[0][0].shape[1]
     x = torch.randn(2, width, generator=seeded(1), dtype=torch.float64)
     q = torch.linalg.qr(torch.randn(width, width, generator=seeded(seed), dtype=torch.float64)).Q
@@ -265,7 +266,7 @@ def test_rotations_of_the_input_change_nothing(net, radius, seed):
     torch.testing.assert_close(found, expected, rtol=1e-7, atol=1e-7 * size)
 
 
-def test_it_depends_neither_on_order_nor_on_company_nor_on_chunks(monkeypatch):
+def test_it_is_the_same_in_any_order_and_any_split_of_a_batch(monkeypatch):
     net = ReLUEncoder(8, 12, 12, 3)
     x = torch.randn(7, 8, generator=seeded(1), dtype=torch.float64)
     radius = torch.linspace(0, 1, 7, dtype=torch.float64)
@@ -273,7 +274,7 @@ def test_it_depends_neither_on_order_nor_on_company_nor_on_chunks(monkeypatch):
     for points in (torch.tensor([3, 0, 6, 5, 1, 4, 2]), torch.tensor([4])):
         found = net.metric(x[points], radius[points], refine=3)
         torch.testing.assert_close(found, whole[points], rtol=SINGLE, atol=SINGLE * float(whole.max()))
-    monkeypatch.setattr(lipschitz, "POINTS", 2)
+    monkeypatch.setattr(module, "POINTS", 2)
     found = net.metric(x, radius, refine=3)
     torch.testing.assert_close(found, whole, rtol=SINGLE, atol=SINGLE * float(whole.max()))
 
@@ -290,7 +291,7 @@ def test_a_linear_encoder_is_exact_at_every_radius():
 
 @pytest.mark.parametrize("widths", [(20, 4, 3), (4, 20, 3), (4, 4, 3), (6, 2, 8)])
 def test_a_first_layer_without_full_rank_is_bounded_too(widths):
-    """Two equal pixels and two equal units."""
+    """The first layer has two equal pixels and two equal units."""
     net = ReLUEncoder(*widths)
     first, bias = net.layers[0]
     first[:, 1], first[1], bias[1] = first[:, 0], first[0], bias[0]
@@ -302,7 +303,7 @@ def test_a_first_layer_without_full_rank_is_bounded_too(widths):
     assert (excess(metric, net.shift(x, delta), delta) <= EXCESS).all()
 
 
-# what is no such encoder
+# encoders that are refused
 
 
 def test_layers_come_in_double_precision_and_without_a_graph():

@@ -17,9 +17,9 @@ from vaerobust.linearised import linearised_radii
 def test_second_moment_and_decoder_aware_radii_have_closed_forms_on_linear_models(pixels, latents):
     """R = sqrt(r^2 - d_z s^2) / ||A||_2 and (r - s median ||eta||) / ||A||_2.
 
-    The mean of s^2 ||eta||^2 over 4,000 samples has a standard error of s^2 sqrt(2 d_z / 4,000), and the mean of eta
-    adds 2 R ||A|| s / sqrt(4,000); five of each. The median's is sqrt(pi / 2) = 1.25 that of the mean, of s / sqrt 2 or
-    less per sample.
+    The mean of s^2 ||eta||^2 over 4,000 samples has the standard error s^2 sqrt(2 d_z / 4,000), and the mean of eta
+    adds 2 R ||A|| s / sqrt(4,000); five of each are allowed. The standard error of the median is sqrt(pi / 2) = 1.25
+    times that of the mean, and one sample's standard deviation is at most s / sqrt(2).
     """
     model, samples = LinearGaussianVAE(pixels, latents, sigma=0.2, seed=1), 4000
     r, x = model.quantile(0.9), uniform(2, pixels)
@@ -30,7 +30,7 @@ def test_second_moment_and_decoder_aware_radii_have_closed_forms_on_linear_model
     assert (found.second_moment**2 * norm**2 - exact**2 * norm**2).abs().max() < error
     aware = (r - model.quantile(0.5)) / norm
     assert (found.decoder_aware - aware).abs().max() * norm < 5 * 1.26 * 0.2 / 2**0.5 / samples**0.5
-    # of unit length; the worst direction is the top singular vector, but for the mean of eta
+    # the direction has unit length, and is the top singular vector up to the error of the mean of eta
     torch.testing.assert_close(found.direction.norm(dim=1), torch.ones(2, dtype=torch.float64), rtol=DOUBLE, atol=0)
     if latents < 20:
         assert ((found.direction @ torch.linalg.svd(model.weight).Vh[0]).abs() > 0.95).all()
@@ -51,9 +51,9 @@ def test_the_second_moment_radius_is_below_the_exact_margin_of_linear_models(lat
 
 @pytest.mark.parametrize("seed", range(3))
 def test_the_second_moment_radius_is_the_largest_ball_by_brute_force(seed):
-    """No direction has mean |moved + R J_g J v|^2 above r^2, and the one that is given has just that.
+    """No direction v has a mean of |moved + R J_g J v|^2 above r^2, and the direction that is returned has r^2.
 
-    2,000 directions and an ascent from the best of them, all with the very samples of the call.
+    The test tries 2,000 directions and ascends from the best of them, with the same samples as the call.
     """
     vae, x, samples = random_vae(seed=seed), uniform(2, 12, seed=seed), 30
     r = distances(vae, x, samples=500, seed=1).quantile(0.95, dim=1)
@@ -75,12 +75,12 @@ def test_the_second_moment_radius_is_the_largest_ball_by_brute_force(seed):
             return moves(v).pow(2).sum(-1).mean(0)
 
         v = v[mean_square(v).topk(20).indices]
-        for _ in range(300):  # on a sphere a convex function never falls on the way to where its slope points
+        for _ in range(300):  # a convex function does not fall on a step to where its gradient points
             v = torch.einsum("sij,ski->kj", slopes, moves(v))
-        limit, most = float(r[i]) ** 2, float(mean_square(v).max())
+        limit = float(r[i]) ** 2
         assert found.second_moment[i] > 0
-        assert most <= limit * (1 + 1e-9)  # the secular equation is halved 100 times
-        assert most >= limit * 0.999  # so near the ascent comes, whose rate is that of a power iteration
+        assert float(mean_square(v).max()) <= limit * (1 + 1e-9)  # the secular equation is solved by 100 bisections
+        assert float(mean_square(v).max()) >= limit * 0.999  # the ascent is a power iteration and comes this near
         assert float(mean_square(found.direction[i : i + 1])) == pytest.approx(limit, rel=1e-6)
 
 

@@ -1,4 +1,4 @@
-"""Memory does not grow with the number of points or samples, beyond what goes in and comes out."""
+"""Memory grows neither with the number of points nor with that of samples, beyond arguments and results."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ CHILD = """
 import resource, sys
 from pathlib import Path
 import torch
-from vaerobust.algorithms import random_direction_radius
-from vaerobust.attacks import maximum_damage
-from vaerobust.bounds import jacobian_norms
-from vaerobust.certify.certificates import certified_r, certify, failures
-from vaerobust.criterion import distances, distances_in_random_directions
+from vaerobust.attacks import AttackSettings, maximum_damage
+from vaerobust.certify.certificates import certified_r, certify
+from vaerobust.certify.failures import failures
+from vaerobust.distance import distances, distances_in_random_directions
+from vaerobust.jacobians import jacobian_norms
 from vaerobust.model import VAE
+from vaerobust.random_direction import RandomSearch, random_direction_radius
 
 def peak():
-    try:  # a new program's own; getrusage counts that of the program which started it
+    try:  # of this program alone; getrusage also counts the program that started it
         status = Path("/proc/self/status").read_text()
         return int(status.split("VmHWM:")[1].split()[0]) / 1024
     except (OSError, IndexError):
@@ -41,11 +42,14 @@ calls = {
         1, 200_000, lambda x, samples: distances_in_random_directions(vae, x, 1.0, samples=samples),
     ),
     "random_direction_radius": (
-        1, 200_000, lambda x, samples: random_direction_radius(vae, x, 0.5, samples=samples, grid=2, tolerance=5.0),
+        1, 200_000,
+        lambda x, samples: random_direction_radius(vae, x, 0.5, RandomSearch(samples=samples, grid=2, tolerance=5.0)),
     ),
     "maximum_damage": (
         4_000, 50,
-        lambda x, samples: maximum_damage(vae, x, 1.0, steps=1, restarts=1, samples=1, judging_samples=samples),
+        lambda x, samples: maximum_damage(
+            vae, x, 1.0, AttackSettings(steps=1, restarts=1, samples=1, choosing_samples=samples)
+        ),
     ),
 }
 for _, _, call in calls.values():
@@ -56,14 +60,14 @@ for name, (n, samples, call) in calls.items():
     print(name, peak() - before)
 """
 ALLOWED = 500
-"""MB above what is in use before: a block of 16,384 images is 50 MB, and several are alive at a time."""
+"""MB beyond what was in use before: a block of 16,384 images is 50 MB, and several exist at a time."""
 
 
 def test_peak_memory_depends_neither_on_points_nor_on_samples():
-    """Each call makes 20,000 Jacobians or 200,000 or more reconstructions, 600 MB if they were held at once."""
+    """Each call computes 20,000 Jacobians, or at least 200,000 reconstructions: 600 MB if all were held at once."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-c", CHILD], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     grown = {name: float(megabytes) for name, megabytes in map(str.split, done.stdout.splitlines())}
     assert len(grown) == 8
-    assert max(grown.values()) < ALLOWED, grown  # the peak so far, call by call
+    assert max(grown.values()) < ALLOWED, grown  # the peak so far, after each call

@@ -23,10 +23,9 @@ from torch import Tensor
 
 from vaerobust import checks
 from vaerobust.batches import slices
-from vaerobust.bounds import half_space_shift
 from vaerobust.certify.encoder_shift import lipschitz_bound, shift_metric
 from vaerobust.certify.failures import BANDS, Failures, confidence_limits, failures
-from vaerobust.certify.safe_shift import safe_shift
+from vaerobust.certify.safe_shift import half_space_length, safe_shift
 from vaerobust.distance import distances
 from vaerobust.jacobians import largest_eigenvalue
 from vaerobust.model import GaussianVAE, Layers, mean_layers
@@ -38,9 +37,9 @@ TRADES = (0.0, 0.5, 0.8, 0.9, 1.0, 1.1, 1.3)
 LARGEST = 1e3
 """No larger radius is certified, even where the encoder is constant."""
 ROUGH = (0, 0)
-"""The search for a radius begins with two metrics W that are not refined."""
+"""Steps of descent for the first radii of the search, which need no precise metric W."""
 REFINED = 3
-"""Then it tries so many refined ones; the half-space lemma's own radius gets one."""
+"""Number of radii with a refined W that follow; the half-space lemma's own radius gets one."""
 KEPT = 2**23
 """Distances per block in :func:`certified_r`, 64 MB in double precision."""
 
@@ -167,7 +166,7 @@ def certify(
     mass = limits.mass[:, None].expand_as(limits.first)
     safe = safe_shift(mass.flatten(), limits.first.flatten(), limits.second.flatten()).reshape(mass.shape)  # (n, bands)
     # lem-half-space: how far it may be shifted by the mass alone
-    half_space_safe = torch.as_tensor(half_space_shift(1 - limits.mass.cpu().numpy())).to(still)  # (n,)
+    half_space_safe = half_space_length(limits.mass)  # (n,)
 
     def by_bands(metric: Tensor) -> Tensor:
         return _radius_by_bands(metric, scaled, safe)
@@ -220,7 +219,7 @@ def _largest_radius(
 
 
 def _tried(search: _Search, allowed: Tensor, most: Tensor) -> _Search:
-    """Return the search after one more radius, whose metric allows the radius ``allowed``."""
+    """Return the state after one more radius was tried, whose metric allows ``allowed``: its geometric mean is next."""
     certified = torch.minimum(search.radius, allowed)
     high = torch.maximum(search.radius, allowed)
     # A ball that is too large for any sound W allows nothing; a quarter of it may do
@@ -314,7 +313,7 @@ def certified_r(
     checks.count("samples", samples)
     checks.probability("confidence", confidence)
     encoder = _Encoder(mean_layers(model, x), model.encode(x)[1], x)
-    stream = as_number(as_generator(seed, x), x)
+    stream = as_number(as_generator(seed, x), x)  # one number, so that all blocks of points meet the same noise
     ranks = torch.as_tensor(_ranks(encoder, radii, samples, confidence, refine), device=x.device)  # (radii, n)
     found = []
     for some in slices(len(x), max(1, KEPT // samples)):

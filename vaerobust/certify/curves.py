@@ -133,5 +133,5 @@ def curves(
         delta = maximum_damage(model, x, radius, attack, starts=starts, seed=number + 4).delta
         ordered = distances(model, x, delta, samples=judging_samples, seed=number + 5).sort(dim=1).values
         broken.append(ordered[:, rank - 1] if rank else torch.zeros_like(ordered[:, 0]))
-    norms = torch.as_tensor(radii, dtype=x.dtype, device=x.device)
+    norms = torch.as_tensor(radii, dtype=torch.float64, device=x.device)
     return Curves(norms, certified, torch.stack(broken) if broken else certified.clone(), confidence)

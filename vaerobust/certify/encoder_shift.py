@@ -34,7 +34,7 @@ FACTORS = (0.4, 1.0, 2.5)
 RATE = 0.3
 """Learning rate of the descent, in the logarithms of the multipliers."""
 TINY = 1e-12
-"""Smallest multiplier, and smallest norm that one is divided by."""
+"""Smallest multiplier to start from, and smallest divisor in it."""
 TOO_LARGE = 1e3
 """The descent ignores a metric whose diagonal exceeds the smallest lambda_max found so far by this factor."""
 POINTS = 16
@@ -57,7 +57,8 @@ class _Layer(NamedTuple):
     norms : list of Tensor, each of shape (n,)
         n_1, ..., n_{l-1}, with ||z_j||_2 <= n_j ||delta||_2.
     constraints : list of Tensor, each of shape (n, kept, columns)
-        A_1, ..., A_{l-1}, with z_j^2 <= (A_j v)^2 for each component. Columns that are all 0 are left out at the end.
+        A_1, ..., A_{l-1}, with z_j^2 <= (A_j v)^2 for each component. A_j acts on delta and z_1, ..., z_{j-1}; its
+        other columns are 0 and left out.
     """
 
     activation: Tensor
@@ -210,7 +211,7 @@ def _relax(layers: Layers, scale: Tensor, x: Tensor, radius: Tensor) -> _Relaxat
 
 
 def _next_layer(layer: _Layer, weight: Tensor, bias: Tensor, radius: Tensor) -> _Layer:
-    """Return what is known of the inputs of the next layer: C_{l+1} v = W_{l+1} (m_l C_l v + e_l^{1/2} z_l)."""
+    """Return what is known of the next layer's inputs: C_{l+1} v = W_{l+1} (m_l C_l v + e_l^{1/2} z_l) of lem-shift."""
     reach = layer.linear.norm(dim=2)  # (n, units): rho_l / R, the sum over the blocks of each row of C_l
     for path, norm in zip(layer.paths, layer.norms, strict=True):
         reach = reach + path.norm(dim=2) * norm[:, None]

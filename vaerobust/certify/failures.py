@@ -1,7 +1,7 @@
 """What samples of the unperturbed model say about the noise that fails.
 
 Noise eta fails at the point x if it takes the reconstruction further than r: D(x) > r. The set of such noise is called
-B here and in chapter 5. A certificate needs to know how likely B is, and how far out along each direction it lies.
+B here and in chapter 5. A certificate needs to know how likely B is, and how far from 0 it lies along each direction.
 
 Here are the samples' own sums (:func:`failures`) and the upper confidence limits that follow from them
 (:func:`confidence_limits`, the lemma "Moments of failure" of chapter 5, lem-moments). What the limits allow is the
@@ -33,12 +33,12 @@ from vaerobust.results import Result
 
 BANDS = torch.cat([torch.zeros(1), torch.linspace(0.6, 1.0, 11)]).double()
 """Edges beta_j between the bands of directions of thm-certified. Each band has limits and a safe shift of its own. A
-direction belongs to a band by how far the encoder moves along it at x, relative to the direction where it moves
-furthest."""
+direction a belongs to a band by (a' V a)^(1/2): how far the encoder moves along it at x, relative to the direction
+along which it moves furthest. The last band is that direction alone."""
 WEIGHTS = (0.0, 0.01, 0.03, 0.1, 0.3, 1.0)
 """c_k of lem-moments: weights of the metric V against the second moments, in the joint bounds on both."""
-FIRST = 0.1
-"""c'_k = FIRST * c_k: first moments enter squared and are an order of magnitude smaller than second ones."""
+FIRST_SHARE = 0.1
+"""c'_k / c_k: first moments enter squared and are an order of magnitude smaller than second ones."""
 GAMMAS = (0.03, 0.1, 0.3, 1.0, 3.0)
 """Values of gamma in lem-moments that are tried."""
 
@@ -190,11 +190,11 @@ def moment_errors(mass: Tensor, samples: int, alpha: float) -> MomentErrors:
     fourth = 2 * ((edge**3 + 3 * edge) * density + 3 * tail)
     second = (2 * fourth * kappa / samples).sqrt()
     # That of a mean of numbers of both signs is bounded by E[s^2 exp(theta |s|); |s| > edge]. The theta of the proof
-    # must not depend on the samples: it is the best one for any mass from P(B) upwards. The mass m_0 is one of these,
-    # so that theta does no worse than the one below
+    # must not depend on the samples: it belongs to the mass in [P(B), 1] whose eps_1 is least. Since m_0 lies in that
+    # interval, eps_1(m_0) is at least the error of the proof
     square = 2 * (edge * density + tail)  # E[s^2; |s| > edge]
     theta = (2 * kappa / (samples * square)).sqrt()
-    lower = edge - theta
+    lower = edge - theta  # completing the square turns the exponential moment into moments beyond this edge
     moved = torch.special.ndtr(-lower)
     tilted = 2 * torch.exp(theta**2 / 2) * ((1 + theta**2) * moved + (lower + 2 * theta) * normal_density(lower))
     return MomentErrors(kappa / (samples * theta) + theta * tilted / 2, second)
@@ -206,10 +206,10 @@ def first_limits(found: Failures, metric: Tensor, error: Tensor) -> Tensor:
     outer = found.first[:, :, None] * found.first[:, None, :]  # (n, d_z, d_z)
     options = []
     for gamma in GAMMAS:  # (m + eps)^2 <= (1 + gamma) m^2 + (1 + 1 / gamma) eps^2
-        joint = (1 + gamma) * outer[:, None] + FIRST * (weights[:, None, None] * metric[:, None])
+        joint = (1 + gamma) * outer[:, None] + FIRST_SHARE * (weights[:, None, None] * metric[:, None])
         largest = largest_eigenvalue(joint) + (1 + 1 / gamma) * error[:, None] ** 2  # (n, weights)
         # In band j, a' V a >= beta_j^2, and that much of the joint bound belongs to the metric
-        options.append(largest[:, :, None] - FIRST * weights[:, None] * edges)  # (n, weights, bands)
+        options.append(largest[:, :, None] - FIRST_SHARE * weights[:, None] * edges)  # (n, weights, bands)
     return torch.cat(options, 1).amin(1).clamp(min=0).sqrt()
 
 

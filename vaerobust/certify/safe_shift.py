@@ -35,7 +35,7 @@ COARSE = 5
 SHORTEST_STEP = 0.003
 """The march ends when a step is shorter than this."""
 MARCH_STEPS = 40
-"""Most steps of the march."""
+"""Largest number of steps of the march."""
 NEWTON_STEPS = 25
 """Newton steps for the multipliers at each length."""
 BARRIER = 1e-6
@@ -89,6 +89,22 @@ def safe_shift(mass: Tensor, first: Tensor, second: Tensor) -> Tensor:
     return torch.cat([_march(moments[some]) for some in slices(len(moments), SHIFTS)])
 
 
+def half_space_length(mass: Tensor) -> Tensor:
+    """Return Phi^-1(1 - mass): by lem-half-space a set of this probability stays below 1/2 over any shorter shift.
+
+    Parameters
+    ----------
+    mass : Tensor
+        Upper limit of the probability of the set, >= 0.
+
+    Returns
+    -------
+    Tensor
+        In standard deviations of the noise; 0 where the mass is 1/2 or more, infinite where it is 0.
+    """
+    return torch.as_tensor(half_space_shift(1 - mass.clamp(max=1).cpu().numpy())).to(mass)
+
+
 def normal_density(t: Tensor) -> Tensor:
     """Return phi(t), the standard normal density."""
     return torch.exp(-(t**2) / 2) / math.sqrt(2 * math.pi)
@@ -96,7 +112,7 @@ def normal_density(t: Tensor) -> Tensor:
 
 def _march(moments: Tensor) -> Tensor:
     """Return the last t_k of lem-safe-shift, t_{k+1} = t_k + Phi^-1(1 - b(t_k)), shape (k,)."""
-    length = _half_space_step(moments[:, 0])  # t_0 = Phi^-1(1 - m_0)
+    length = half_space_length(moments[:, 0])  # t_0 = Phi^-1(1 - m_0)
     # For a half-space the best multipliers are l_0 = exp(t^2 / 2), l_1 = l_2 = 0
     multipliers = torch.stack([torch.exp(length * length / 2), *2 * [torch.full_like(length, 0.05)]], 1)  # (k, 3)
     going = (length > 0) & (length < LONGEST)
@@ -105,15 +121,10 @@ def _march(moments: Tensor) -> Tensor:
             break
         multipliers[going] = _good_multipliers(length[going], moments[going], multipliers[going])
         bound = _dual_bound(length[going], moments[going], multipliers[going])
-        step = _half_space_step(bound)
+        step = half_space_length(bound)
         length[going] += step
         going[going.clone()] = (step > SHORTEST_STEP) & (length[going] < LONGEST)
     return length
-
-
-def _half_space_step(mass: Tensor) -> Tensor:
-    """Return Phi^-1(1 - mass): by lem-half-space a set of this probability stays below 1/2 over any shorter shift."""
-    return torch.as_tensor(half_space_shift(1 - mass.clamp(max=1).cpu().numpy())).to(mass)
 
 
 def _dual_bound(length: Tensor, moments: Tensor, multipliers: Tensor) -> Tensor:
@@ -129,8 +140,8 @@ def _dual_bound(length: Tensor, moments: Tensor, multipliers: Tensor) -> Tensor:
 def _good_multipliers(length: Tensor, moments: Tensor, multipliers: Tensor) -> Tensor:
     """Minimise b(t) over the multipliers, approximately: any multipliers >= 0 are sound.
 
-    Newton's method with damping, on a smooth version of b(t) with a barrier. The smoothing becomes narrower step by
-    step. A step that does not lower the value is not taken, and the damping grows.
+    Newton's method with damping, on a smooth version of b(t) with a barrier. The smoothing becomes narrower from step
+    to step. A step that does not lower the value is not taken, and the damping grows.
     """
     dual = _at_nodes(length, moments, COARSE)
     damping = torch.full_like(length, 1e-3)  # (k,)
@@ -162,7 +173,7 @@ def _smooth_bound(dual: _Dual, multipliers: Tensor, width: float) -> tuple[Tenso
 
 
 def _at_nodes(length: Tensor, moments: Tensor, every: int) -> _Dual:
-    """Return what the dual bound sums, on every so many of the nodes."""
+    """Return what the dual bound sums over the nodes: over all of them, or over one of every ``every`` of them."""
     nodes = NODES[::every].to(length)
     powers = torch.stack([torch.ones_like(nodes), nodes, nodes**2], 1)
     return _Dual(

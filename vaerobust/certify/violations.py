@@ -1,8 +1,8 @@
 """A search for perturbations that break r-robustness within the radii that have been certified.
 
-A certificate says that there is none. So each perturbation found here, and confirmed by an exact test, is evidence
-against a certificate; that none is found proves nothing, but would be unlikely if certificates were often wrong. The
-certificates themselves are in :mod:`vaerobust.certify.certificates`.
+A certificate says that there is none. So a perturbation that is found here, and confirmed by an exact test, is
+evidence against a certificate. Finding none proves nothing. The certificates themselves are in
+:mod:`vaerobust.certify.certificates`.
 
 Start reading at :func:`violations`. The perturbations lie on the spheres of the given radii (``_on_spheres``). Few
 samples screen them (``_suspects``), and exact binomial tests with new samples judge those that remain.
@@ -134,7 +134,8 @@ def violations(
     confidence : float
         In (0, 1), of all tests together.
     seed : int or torch.Generator
-        See :mod:`vaerobust.randomness`. The screening does not depend on how a batch is split.
+        See :mod:`vaerobust.randomness`. All points share the draws, so a batch may be split in any way. Only the error
+        that the tests share depends on what one call suspects.
 
     Returns
     -------
