@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import functools
 import http.server
+import importlib
+import math
+import pkgutil
 import shutil
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from urllib.parse import urlsplit
 
 import pytest
@@ -23,6 +27,7 @@ from playwright.sync_api import Browser, BrowserContext, Page, Route, sync_playw
 from scipy import stats
 from torch import Tensor
 
+import vaerobust
 from vaerobust.linear import LinearGaussianVAE
 from vaerobust.model import VAE
 from vaerobust.zoo.data import Images
@@ -55,6 +60,16 @@ settings.register_profile("fixed", derandomize=True, deadline=None, database=Non
 settings.load_profile("fixed")
 
 
+def modules() -> list[ModuleType]:
+    """Import and return every module of the package that computes something.
+
+    The modules of ``vaerobust.page`` only show results, and need the extra ``book``. ``__main__`` runs a command.
+    """
+    found = pkgutil.walk_packages(vaerobust.__path__, "vaerobust.")
+    names = [module.name for module in found if not module.name.startswith("vaerobust.page")]
+    return [vaerobust, *(importlib.import_module(name) for name in names if not name.endswith("__main__"))]
+
+
 def seeded(seed: int) -> torch.Generator:
     """Return a generator of its own for a test."""
     return torch.Generator().manual_seed(seed)
@@ -68,6 +83,11 @@ def uniform(*shape: int, seed: int = 0) -> Tensor:
 def most_misses(trials: int, probability: float) -> int:
     """Return the number of misses that chance exceeds with probability ALARM, when each has the given one at most."""
     return int(stats.binom.ppf(1 - ALARM, trials, probability))
+
+
+def share_error(samples: int, tests: int) -> float:
+    """Return how far the shares of samples in any of some tests may be from their probabilities (Hoeffding)."""
+    return math.sqrt(math.log(2 * tests / ALARM) / (2 * samples))
 
 
 def follows(samples: Tensor, cdf: Callable) -> bool:
@@ -108,6 +128,12 @@ def random_vae(
     for weight in vae.parameters():
         weight.data.mul_(gain)
     return vae.requires_grad_(False)
+
+
+def shifted(model: LinearGaussianVAE, x: Tensor, shift: float) -> Tensor:
+    """Return perturbations, each in a direction of its own, with ||A delta||_2 = shift."""
+    delta = torch.randn(x.shape, generator=seeded(5), dtype=x.dtype)
+    return delta * shift / (delta @ model.weight.T).norm(dim=1, keepdim=True)
 
 
 @pytest.fixture(params=[(50, 5, 0.1), (7, 7, 2.0), (3, 1, 0.5)], ids=["50-5", "7-7", "3-1"])

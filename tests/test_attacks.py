@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -22,36 +23,39 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import optimize, stats
 
-from vaerobust import attacks, criterion
+from vaerobust import attacks, batches
 from vaerobust.attacks import METHODS, AttackSettings, latent_attack, maximum_damage, output_attack, project
 
-QUICK = {"steps": 3, "restarts": 2}
+QUICK = AttackSettings(steps=3, restarts=2, samples=3, choosing_samples=3)
+"""Settings for what holds however short the search is."""
 
 
-def every_attack(model, target, **options):
-    """Return all four attacks by name, each a function of points, target, radius and generator."""
-    damage = {"samples": 3, "judging_samples": 3} | options
-    return {
-        **{
-            method: lambda x, t, radius, g, method=method: maximum_damage(
-                model, x, radius, AttackSettings(method=method), seed=g, **damage
-            )
-            for method in METHODS
-        },
-        "latent": lambda x, t, radius, g: latent_attack(model, x, t, radius, seed=g, **options),
-        "output": lambda x, t, radius, g: output_attack(model, x, t, radius, seed=g, **options),
-    }
+def every_attack(model, options=QUICK):
+    """Return all four attacks by name, each a function of points, targets, radius and seed."""
+
+    def damage(method):
+        own = replace(options, method=method)
+        return lambda x, target, radius, seed: maximum_damage(model, x, radius, own, seed=seed)
+
+    def targeted(attack):
+        return lambda x, target, radius, seed: attack(model, x, target, radius, options, seed=seed)
+
+    named = {"latent": targeted(latent_attack), "output": targeted(output_attack)}
+    return {method: damage(method) for method in METHODS} | named
 
 
 ATTACKS = (*METHODS, "latent", "output")
+"""Names of all attacks."""
 
 
 # feasibility
 
 pixels_of = st.sampled_from(["anywhere", "at the walls", "next to the walls"])
+"""Where pixels lie in [0, 1]."""
 
 
 def some_pixels(kind, n, d, dtype, seed):
+    """Return images whose pixels lie where ``kind`` says, shape (n, d)."""
     x = torch.rand(n, d, generator=seeded(seed), dtype=dtype)
     if kind == "anywhere":
         return x
@@ -108,8 +112,8 @@ def test_attacks_respect_radius_and_box_exactly(name, n, d, seed, kind, box, dty
     model = random_vae(d, 8, 2, seed=seed % 5).to(dtype)
     x = some_pixels(kind, n, d, dtype, seed)
     radius = torch.tensor(radii[:n], dtype=torch.float64)
-    attack = every_attack(model, None, box=box, **QUICK)[name]
-    found = attack(x, some_pixels("anywhere", n, d, dtype, seed + 1), radius, seeded(seed))
+    attack = every_attack(model, replace(QUICK, box=box))[name]
+    found = attack(x, some_pixels("anywhere", n, d, dtype, seed + 1), radius, seed)
     assert (found.delta.double().norm(dim=1) <= radius).all()
     if box:
         assert ((x + found.delta >= 0) & (x + found.delta <= 1)).all()
@@ -121,16 +125,6 @@ def test_attacks_respect_radius_and_box_exactly(name, n, d, seed, kind, box, dty
 # strength
 
 
-def worst_shift(model, radius, method, **options):
-    """Attack one point and return the shift ||A delta||_2 that it got."""
-    x = uniform(1, model.weight.shape[1])
-    return float(
-        (
-            maximum_damage(model, x, radius, AttackSettings(method=method), seed=0, **options).delta @ model.weight.T
-        ).norm()
-    )
-
-
 @pytest.mark.parametrize("method", METHODS)
 def test_the_exact_worst_direction_of_a_linear_model_is_found(method):
     """The mean distance differs from the shift by the mean of s ||eta|| at most, so the shift is short by twice that.
@@ -140,7 +134,9 @@ def test_the_exact_worst_direction_of_a_linear_model_is_found(method):
     exp(-30). L-BFGS-B stops at a relative change of 2e-9. Both are less than 1e-7 of the shift.
     """
     model, radius, s = graded_model(sigma=1e-6), 0.7, 1e-6
-    found = worst_shift(model, radius, method, steps=200, restarts=1, samples=16)
+    attack = AttackSettings(method=method, steps=200, restarts=1, samples=16)
+    delta = maximum_damage(model, uniform(1, 20), radius, attack, seed=0).delta
+    found = float((delta @ model.weight.T).norm())
     noise = 2 * s * np.sqrt(16 * stats.chi2(4).isf(ALARM))  # no sum of 16 norms is larger
     assert radius * (1 - 1e-7) - noise <= found <= radius * (1 + DOUBLE)
 
@@ -164,9 +160,8 @@ def test_the_exact_worst_case_within_the_box_is_found(method):
 
     exact = max(largest(1), largest(-1))
     assert exact < 0.95 * radius * float(a.norm())  # so the box matters
-    found = maximum_damage(
-        model, x, radius, AttackSettings(method=method, steps=steps, restarts=8, samples=2, box=True), seed=0
-    )
+    attack = AttackSettings(method=method, steps=steps, restarts=8, samples=2, box=True)
+    found = maximum_damage(model, x, radius, attack, seed=0)
     gap = float(a.norm()) * (2 * radius) ** 2 / (radius * (steps + 2) / 2)
     value = float((found.delta @ a).abs())
     assert exact - gap <= value <= exact * (1 + DOUBLE)
@@ -178,19 +173,18 @@ def test_the_objective_is_the_mean_distance_on_new_noise(method, square):
 
     D is a norm of a normal vector, so its variance is at most s^2 (Gaussian Poincare inequality).
     """
-    radius, judging = 0.2, 4000
-    found = maximum_damage(
-        square, uniform(2, 4), radius, AttackSettings(method=method, choosing_samples=judging), seed=1
-    )
+    radius, samples = 0.2, 4000
+    attack = AttackSettings(method=method, choosing_samples=samples)
+    found = maximum_damage(square, uniform(2, 4), radius, attack, seed=1)
     law = stats.ncx2(4, (2 * radius / 0.1) ** 2)
     exact = 0.1 * law.expect(np.sqrt, lb=0, ub=law.isf(1e-13))
-    error = -stats.norm.ppf(ALARM / 4) * 0.1 / judging**0.5
+    error = -stats.norm.ppf(ALARM / 4) * 0.1 / samples**0.5
     assert found.delta.norm(dim=1).tolist() == pytest.approx([radius] * 2, rel=1e-6)
     assert found.objective.tolist() == pytest.approx([exact] * 2, abs=error)
 
 
 def quiet_vae(pixels, **options):
-    """A random network with next to no noise (sigma of about 1e-11), so that the objective is a plain function."""
+    """Return a random network with sigma of about 1e-11, so that the objective hardly depends on the noise."""
     model = random_vae(pixels, 16, 2, **options)
     model.encoder_sigma[-1].weight.mul_(0)
     model.encoder_sigma[-1].bias.fill_(-25.0)
@@ -208,21 +202,13 @@ def test_both_optimisers_find_the_global_optimum_in_two_dimensions(seed, box):
         delta = delta[((x + delta >= 0) & (x + delta <= 1)).all(-1)][None]
     value = (model.decode(model.encode(x + delta)[0]) - model.decode(model.encode(x)[0])).norm(dim=-1)
     spacing = max(radius / 200, radius * 2 * torch.pi / 1600)
-    slope = float(
-        torch.func.vmap(torch.func.jacrev(lambda p: model.decode(model.encode(p)[0])))((x + delta).flatten(0, 1))
-        .norm(dim=(1, 2))
-        .max()
-    )
+    jacobian = torch.func.jacrev(lambda point: model.decode(model.encode(point)[0]))
+    slope = float(torch.func.vmap(jacobian)((x + delta).flatten(0, 1)).norm(dim=(1, 2)).max())
     best = float(value.max())
     assert slope * spacing < 0.1 * best
     for method in METHODS:
-        found = maximum_damage(
-            model,
-            x,
-            radius,
-            AttackSettings(method=method, steps=60, restarts=8, samples=1, choosing_samples=1, box=box),
-            seed=0,
-        )
+        attack = AttackSettings(method=method, steps=60, restarts=8, samples=1, choosing_samples=1, box=box)
+        found = maximum_damage(model, x, radius, attack, seed=0)
         assert best - slope * spacing <= float(found.objective) <= best + slope * spacing
 
 
@@ -235,9 +221,8 @@ def test_both_optimisers_beat_random_search_on_a_relu_network(box):
     centre = model.decode(model.encode(x)[0])
     best = (model.decode(model.encode(x + random)[0]) - centre).norm(dim=-1).max(0).values
     for method in METHODS:
-        found = maximum_damage(
-            model, x, radius, AttackSettings(method=method, samples=1, choosing_samples=1, box=box), seed=0
-        )
+        attack = AttackSettings(method=method, samples=1, choosing_samples=1, box=box)
+        found = maximum_damage(model, x, radius, attack, seed=0)
         assert (found.objective > best).all()
 
 
@@ -246,11 +231,9 @@ def test_both_optimisers_beat_random_search_on_a_relu_network(box):
 def test_sigma_is_attacked_where_it_was_asked_for(method, perturb_sigma, growth):
     """A = 0 leaves sigma = 0.1 exp(||x||) as the only thing to attack; at x = 0 the best is exp(R) times as much."""
     model, x = square_model(gain=0.0, kind=SpreadingVAE), torch.zeros(1, 4, dtype=torch.float64)
-    judging = 4000
-    found = maximum_damage(
-        model, x, 0.5, AttackSettings(method=method, perturb_sigma=perturb_sigma, choosing_samples=judging), seed=1
-    )
-    error = -stats.norm.ppf(ALARM / 2) * stats.chi(4).std() / judging**0.5
+    attack = AttackSettings(method=method, perturb_sigma=perturb_sigma, choosing_samples=4000)
+    found = maximum_damage(model, x, 0.5, attack, seed=1)
+    error = -stats.norm.ppf(ALARM / 2) * stats.chi(4).std() / attack.choosing_samples**0.5
     assert float(found.objective) / (0.1 * growth) == pytest.approx(stats.chi(4).mean(), abs=error)
     if perturb_sigma:
         assert float(found.delta.norm()) == pytest.approx(0.5, rel=1e-6)
@@ -258,10 +241,8 @@ def test_sigma_is_attacked_where_it_was_asked_for(method, perturb_sigma, growth)
 
 @pytest.mark.parametrize("method", METHODS)
 def test_perturbing_sigma_changes_nothing_where_sigma_is_constant(method, square):
-    fixed, moved = (
-        maximum_damage(square, uniform(2, 4), 0.2, AttackSettings(method=method, perturb_sigma=which), seed=0, **QUICK)
-        for which in (False, True)
-    )
+    both = (AttackSettings(method=method, steps=3, restarts=2, perturb_sigma=which) for which in (False, True))
+    fixed, moved = (maximum_damage(square, uniform(2, 4), 0.2, attack, seed=0) for attack in both)
     assert torch.equal(fixed.delta, moved.delta)
     assert torch.equal(fixed.objective, moved.objective)
 
@@ -282,7 +263,7 @@ def test_targeted_attacks_go_straight_to_the_target_where_all_directions_are_ali
     distance = (target - x).norm(dim=1)
     radius = share * distance
     aim = target if attack is latent_attack else square.decode(square.encode(target)[0])
-    found = attack(square, x, aim, radius, steps=steps, seed=0)
+    found = attack(square, x, aim, radius, AttackSettings(steps=steps, restarts=2), seed=0)
     best = 2 * (distance - radius).clamp(min=0)
     error = radius * np.exp(-(steps + 2) / 4 * share / (1 + share)) if share < 1 else radius / 2 / (steps + 1)
     assert (found.objective >= best * (1 - DOUBLE)).all()
@@ -299,7 +280,7 @@ def test_targeted_attacks_reduce_their_distance_and_report_it(box, vae):
     for attack, place in embedding.items():
         aim = place(target) if attack is latent_attack else target
         before = (place(x) - aim).norm(dim=1)
-        found = attack(vae, x, target, radius, restarts=16, box=box, seed=0)
+        found = attack(vae, x, target, radius, AttackSettings(restarts=16, box=box), seed=0)
         torch.testing.assert_close(found.objective, (place(x + found.delta) - aim).norm(dim=1), rtol=DOUBLE, atol=0)
         random = torch.randn(200, 5, 12, generator=seeded(1), dtype=torch.float64)
         random = project(100 * random, torch.full((5,), radius, dtype=torch.float64), x if box else None)
@@ -326,17 +307,17 @@ def test_a_point_is_attacked_alike_in_any_order_company_and_chunk(name, box, vae
     the network's gain over the length of its gradient, below a hundredfold here."""
     x, target = uniform(5, 12), uniform(5, 12, seed=1)
     radius = torch.linspace(0.1, 0.6, 5, dtype=torch.float64)
-    attack = every_attack(vae, None, box=box, **QUICK)[name]
+    attack = every_attack(vae, replace(QUICK, box=box))[name]
     close = partial(torch.testing.assert_close, rtol=1e-9, atol=1e-10)
-    whole = attack(x, target, radius, seeded(0))
+    whole = attack(x, target, radius, 0)
     for points in (torch.tensor([2, 0, 4, 3, 1]), torch.tensor([3])):
-        found = attack(x[points], target[points], radius[points], seeded(0))
+        found = attack(x[points], target[points], radius[points], 0)
         close(found.delta, whole.delta[points])
         close(found.objective, whole.objective[points])
     for rows in (1, 15):
         monkeypatch.setattr(attacks, "ROWS", rows)
-        monkeypatch.setattr(criterion, "ROWS", rows)
-        found = attack(x, target, radius, seeded(0))
+        monkeypatch.setattr(batches, "ROWS", rows)
+        found = attack(x, target, radius, 0)
         close(found.delta, whole.delta)
         close(found.objective, whole.objective)
 
@@ -344,9 +325,9 @@ def test_a_point_is_attacked_alike_in_any_order_company_and_chunk(name, box, vae
 @pytest.mark.parametrize("name", ATTACKS)
 def test_equal_seeds_give_equal_attacks_and_torchs_generator_is_left_alone(name, vae):
     x, target = uniform(2, 12), uniform(2, 12, seed=1)
-    attack = every_attack(vae, None, **QUICK)[name]
+    attack = every_attack(vae)[name]
     before = torch.get_rng_state()
-    first, again, other = (attack(x, target, 0.3, seeded(seed)) for seed in (0, 0, 1))
+    first, again, other = (attack(x, target, 0.3, seed) for seed in (0, 0, 1))
     assert torch.equal(torch.get_rng_state(), before)
     assert torch.equal(first.delta, again.delta)
     assert not torch.equal(first.delta, other.delta)
@@ -357,8 +338,8 @@ def test_equal_seeds_give_equal_attacks_and_torchs_generator_is_left_alone(name,
 def test_a_models_gradients_are_left_alone():
     vae = random_vae().requires_grad_(True)
     x = uniform(2, 12)
-    for name, attack in every_attack(vae, None, **QUICK).items():
-        found = attack(x, x.flip(0), 0.3, seeded(0))
+    for name, attack in every_attack(vae).items():
+        found = attack(x, x.flip(0), 0.3, 0)
         assert not found.delta.requires_grad, name
     assert all(weight.grad is None for weight in vae.parameters())
 
@@ -368,18 +349,27 @@ def test_the_objective_is_unbiased_however_many_restarts_it_was_chosen_from(squa
 
     Directions are all alike, so E D is known; its variance is at most s^2, as above, in each of 200 repetitions.
     """
-    found = [
-        float(
-            maximum_damage(
-                square,
-                uniform(1, 4),
-                0.2,
-                AttackSettings(steps=3, restarts=30, samples=1, choosing_samples=1),
-                seed=seed,
-            ).objective
-        )
-        for seed in range(200)
-    ]
+    attack = AttackSettings(steps=3, restarts=30, samples=1, choosing_samples=1)
+    x, runs = uniform(1, 4), range(200)
+    found = [float(maximum_damage(square, x, 0.2, attack, seed=seed).objective) for seed in runs]
     law = stats.ncx2(4, (2 * 0.2 / 0.1) ** 2)
     exact = 0.1 * law.expect(np.sqrt, lb=0, ub=law.isf(1e-13))
     assert np.mean(found) == pytest.approx(exact, abs=-stats.norm.ppf(ALARM / 2) * 0.1 / 200**0.5)
+
+
+def test_given_starts_are_scaled_to_the_radius_and_tried():
+    """The attack returns the best point on its way, so it falls short of a start by the noise of the objective at most.
+
+    The noise is that of the exact worst direction's test. A random start is far from that direction after one step.
+    """
+    model, x, radius, s = graded_model(sigma=1e-6), uniform(2, 20), 0.5, 1e-6
+    worst = torch.linalg.svd(model.weight).Vh[0].expand(1, 2, -1)
+    brief = AttackSettings(steps=1, restarts=1)
+    noise = 2 * s * np.sqrt(16 * stats.chi2(4).isf(ALARM))
+
+    def shifts(starts):
+        return (maximum_damage(model, x, radius, brief, starts=starts).delta @ model.weight.T).norm(dim=1)
+
+    for length in (1e-3, 1.0, 1e3):
+        assert (shifts(length * worst) >= radius * (1 - DOUBLE) - noise).all()
+    assert (shifts(None) < 0.9 * radius).all()

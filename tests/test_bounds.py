@@ -1,4 +1,4 @@
-"""Jacobians against finite differences, Theorem 1 and Proposition 1 against the linear VAE."""
+"""Theorem 1, its two sharper relatives and Proposition 1: their formulas, and exact margins of linear VAEs."""
 
 from __future__ import annotations
 
@@ -10,101 +10,48 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from vaerobust import bounds
+from vaerobust import bounds, jacobians
 from vaerobust.algorithms import minimum_r
-from vaerobust.bounds import half_space_shift, proposition_1, theorem_1
+from vaerobust.bounds import first_order_radii, half_space_shift, proposition_1, theorem_1, theorem_1_quotient
 from vaerobust.distance import distances
-from vaerobust.jacobians import decoder_jacobian, encoder_jacobian, jacobian_norms
+from vaerobust.jacobians import decoder_jacobian, encoder_jacobian
 from vaerobust.model import LIKELIHOODS
 
-STEP = 1e-6
-DIFFERENCE = 1e-8
-"""Error of a central difference with step 1e-6: rounding, a few dozen times 1.1e-16 / 1e-6, and the curvature of a
-sigmoid of pre-activations whose slopes are below 100, 1e-12 * 100**3 / 6 / 10; both below 1e-8."""
+BOUNDS = {
+    "theorem_1": lambda model, x, r: theorem_1(model, x, r, samples=50, seed=2),
+    "first_order_radii": lambda model, x, r: first_order_radii(model, x, 0.5 + r.numpy() / 100),
+    "proposition_1": lambda model, x, r: proposition_1(model, x),
+}
+"""Every bound of the module, by name, as a function of a model, points, and one r per point."""
 
 
-def finite_differences(function, point):
-    """Return the Jacobian at one point, by central differences; the one-sided ones must agree that there is no kink."""
-    columns = []
-    for j in range(len(point)):
-        step = torch.zeros_like(point)
-        step[j] = STEP
-        ahead, here, behind = (function((point + sign * step)[None])[0] for sign in (1, 0, -1))
-        forward, backward = (ahead - here) / STEP, (here - behind) / STEP
-        torch.testing.assert_close(forward, backward, rtol=0, atol=1e-3)  # a kink would show as a difference of slopes
-        columns.append((forward + backward) / 2)
-    return torch.stack(columns, dim=1)
+def columns(found):
+    """Return the tensors with one number per point that a bound consists of."""
+    return [found] if isinstance(found, torch.Tensor) else [v for v in vars(found).values() if torch.is_tensor(v)]
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_encoder_jacobian_is_that_of_finite_differences(seed):
-    vae, x = random_vae(seed=seed), uniform(3, 12, seed=seed)
-    found = encoder_jacobian(vae, x)
-    assert found.shape == (3, 3, 12)
-    for point, jacobian in zip(x, found, strict=True):
-        assert float(jacobian.abs().max()) > 0.1
-        torch.testing.assert_close(
-            jacobian, finite_differences(lambda p: vae.encode(p)[0], point), rtol=0, atol=DIFFERENCE
-        )
-
-
-@pytest.mark.parametrize("likelihood", LIKELIHOODS)
-def test_decoder_jacobian_is_that_of_finite_differences(likelihood):
-    vae, z = random_vae(likelihood=likelihood), torch.randn(3, 3, generator=seeded(1), dtype=torch.float64)
-    found = decoder_jacobian(vae, z)
-    assert found.shape == (3, 12, 3)
-    for point, jacobian in zip(z, found, strict=True):
-        assert float(jacobian.abs().max()) > 0.01
-        torch.testing.assert_close(jacobian, finite_differences(vae.decode, point), rtol=0, atol=DIFFERENCE)
-
-
-def test_jacobians_of_the_linear_model_are_its_matrices(linear):
-    x = uniform(2, linear.weight.shape[1])
-    for jacobian in encoder_jacobian(linear, x):
-        assert torch.equal(jacobian, linear.weight)
-    for jacobian in decoder_jacobian(linear, linear.encode(x)[0]):
-        assert torch.equal(jacobian, linear.decoder)
-
-
-@pytest.mark.parametrize("shape", [(12, 3), (3, 12), (1, 1)], ids=["d_x > d_z", "d_x < d_z", "one each"])
-def test_norms_are_those_of_torch(shape):
-    pixels, latents = shape
-    vae, x = random_vae(pixels, 16, latents), uniform(5, pixels)
-    found = jacobian_norms(vae, x)
-    jacobian = encoder_jacobian(vae, x)
-    torch.testing.assert_close(found.frobenius, torch.linalg.matrix_norm(jacobian), rtol=DOUBLE, atol=0)
-    torch.testing.assert_close(found.spectral, torch.linalg.matrix_norm(jacobian, 2), rtol=DOUBLE, atol=0)
-    assert (found.spectral <= found.frobenius * (1 + DOUBLE)).all()
-
-
-@pytest.mark.parametrize("name", ["jacobian_norms", "proposition_1", "theorem_1"])
+@pytest.mark.parametrize("name", BOUNDS)
 def test_bounds_depend_neither_on_order_nor_on_company_nor_on_chunks(name, vae, monkeypatch):
     x = uniform(7, 12)
     r = minimum_r(vae, x, level=0.8, samples=500, seed=1).value
-
-    def compute(points):
-        if name == "theorem_1":
-            return theorem_1(vae, x[points], r[points], samples=50, seed=2)[:3]
-        found = getattr(bounds, name)(vae, x[points])
-        return found if isinstance(found, tuple) else (found,)
-
     every, order = torch.arange(7), torch.tensor([3, 0, 6, 5, 1, 4, 2])
-    whole = compute(every)
+    whole = columns(BOUNDS[name](vae, x, r))
+    assert len(whole) == (1 if name == "proposition_1" else 3)
     for points in (order, every[2:3]):
-        for found, expected in zip(compute(points), whole, strict=True):
+        for found, expected in zip(columns(BOUNDS[name](vae, x[points], r[points])), whole, strict=True):
             torch.testing.assert_close(found, expected[points], rtol=DOUBLE, atol=0)
     for size in (1, 2, 7):
         monkeypatch.setattr(bounds, "POINTS", size)
-        for found, expected in zip(compute(every), whole, strict=True):
+        monkeypatch.setattr(jacobians, "POINTS", size)
+        for found, expected in zip(columns(BOUNDS[name](vae, x, r)), whole, strict=True):
             torch.testing.assert_close(found, expected, rtol=DOUBLE, atol=0)
 
 
-def test_no_result_carries_a_graph():
+@pytest.mark.parametrize("name", BOUNDS)
+def test_no_bound_carries_a_graph(name):
     vae = random_vae().requires_grad_(True)
-    x = uniform(2, 12)
-    for found in (encoder_jacobian(vae, x), decoder_jacobian(vae, vae.encode(x)[0].detach()), proposition_1(vae, x)):
+    for found in columns(BOUNDS[name](vae, uniform(2, 12), torch.ones(2, dtype=torch.float64))):
         assert not found.requires_grad
-    assert not theorem_1(vae, x, 1.0, samples=10).radius.requires_grad
 
 
 # Theorem 1
@@ -124,9 +71,19 @@ def test_theorem_1_is_its_formula(linear):
     found = theorem_1(linear, x, linear.quantile(0.9), samples=500, seed=0)
     scale = linear.sigma / float(torch.linalg.matrix_norm(linear.weight))
     robustness = found.robustness
-    for bound, p in zip(found[:3], (robustness.probability, robustness.low, robustness.high), strict=True):
+    for bound, p in zip(columns(found), (robustness.probability, robustness.low, robustness.high), strict=True):
         assert bound.numpy() == pytest.approx(scale * stats.norm.ppf(p), rel=DOUBLE)
     assert ((found.low < found.radius) & (found.radius < found.high)).all()
+
+
+def test_the_quotient_is_the_least_sigma_times_the_probit_over_the_norm():
+    """By hand: Phi^-1(0.975) is the known 1.959964, and the quotient is 0 up to 1/2 even where the norm is 0."""
+    sigma = torch.tensor([[0.3, 0.2], [0.1, 0.5], [1.0, 2.0]], dtype=torch.float64)
+    norm = torch.tensor([2.0, 4.0, 0.0], dtype=torch.float64)
+    found = theorem_1_quotient(sigma, norm, 0.975)
+    assert found.tolist() == pytest.approx([0.1 * 1.959964, 0.025 * 1.959964, torch.inf], abs=1e-6)
+    found = theorem_1_quotient(sigma, norm, np.array([0.5, 0.975, 0.3]))
+    assert found.tolist() == pytest.approx([0.0, 0.025 * 1.959964, 0.0], abs=1e-6)
 
 
 def test_theorem_1_takes_the_least_sigma_and_the_jacobian_of_each_point(vae):
@@ -167,7 +124,7 @@ def test_the_bound_is_zero_where_half_of_the_samples_leave(linear):
     x = uniform(2, linear.weight.shape[1])
     r = torch.tensor([0.0, linear.quantile(0.2)], dtype=torch.float64)
     found = theorem_1(linear, x, r, samples=2000, seed=0)
-    for bound in found[:3]:
+    for bound in columns(found):
         assert bound.tolist() == [0.0, 0.0]
     for small in (0.0, linear.quantile(0.2), linear.quantile(0.4999)):
         assert linear.margin(small) == linear.theorem_1(small) == 0.0
@@ -185,7 +142,7 @@ def test_a_constant_encoder_has_an_infinite_bound_or_none():
     model = square_model(gain=0.0)
     r = torch.tensor([model.quantile(0.1), model.quantile(0.9)], dtype=torch.float64)
     found = theorem_1(model, uniform(2, 4), r, samples=500, seed=0)
-    for bound in found[:3]:
+    for bound in columns(found):
         assert bound.tolist() == [0.0, torch.inf]
 
 
@@ -223,3 +180,22 @@ def test_the_trace_is_the_mean_square_distance_for_a_small_sigma():
     mean_square = distances(vae, x, samples=samples, seed=0).pow(2).mean(1)
     error = -stats.norm.ppf(ALARM / 2) * (2 / samples) ** 0.5
     torch.testing.assert_close(2 * mean_square, proposition_1(vae, x) ** 2, rtol=error, atol=0)
+
+
+# sharper bounds by the same argument
+
+
+def test_first_order_radii_are_ordered_and_are_their_formulas(vae):
+    x, p = uniform(5, 12), np.array([0.3, 0.5, 0.7, 0.9, 0.999])
+    found = first_order_radii(vae, x, p)
+    sigma, jacobian = vae.encode(x)[1], encoder_jacobian(vae, x)
+    shift = torch.as_tensor(np.maximum(stats.norm.ppf(p), 0))
+    norms = (
+        jacobian.pow(2).sum((1, 2)).sqrt() / sigma.min(1).values,
+        torch.linalg.matrix_norm(jacobian, 2) / sigma.min(1).values,
+        torch.linalg.matrix_norm(jacobian / sigma[:, :, None], 2),
+    )
+    for radii, norm in zip(columns(found), norms, strict=True):
+        torch.testing.assert_close(radii, shift / norm, rtol=DOUBLE, atol=0)
+    assert (found.frobenius <= found.spectral).all() and (found.spectral <= found.whitened * (1 + DOUBLE)).all()
+    assert found.whitened[:2].tolist() == [0, 0]

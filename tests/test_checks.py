@@ -15,12 +15,13 @@ from hypothesis import strategies as st
 from vaerobust import checks
 from vaerobust.algorithms import algorithm_1_as_printed, algorithm_2_as_printed, minimum_r
 from vaerobust.attacks import AttackSettings, latent_attack, maximum_damage, output_attack
-from vaerobust.bounds import proposition_1, theorem_1
+from vaerobust.bounds import first_order_radii, proposition_1, theorem_1
 from vaerobust.criterion import clopper_pearson, distance_quantile, probability_of_robustness
 from vaerobust.distance import distances, distances_in_random_directions
-from vaerobust.jacobians import decoder_jacobian, encoder_jacobian, jacobian_norms
+from vaerobust.jacobians import decoder_jacobian, encoder_gram, encoder_jacobian, jacobian_norms
 from vaerobust.likelihood import log_likelihood
-from vaerobust.margins import MarginSearch, attack_margin
+from vaerobust.linearised import linearised_radii
+from vaerobust.margins import MarginSearch, attack_margin, strongest_attack
 from vaerobust.model import VAE
 from vaerobust.random_direction import RandomSearch, random_direction_radius
 from vaerobust.zoo.data import load
@@ -30,7 +31,7 @@ MODEL = random_vae(6, 8, 2)
 X = uniform(1, 6)
 PAIR = uniform(2, 6)
 D = uniform(2, 30)
-FEW = {"samples": 5, "steps": 2, "restarts": 2}
+PIXELS = r"x must hold pixels in \[0, 1\], but ranges over"
 
 OF_X = {
     "distances": lambda x: distances(MODEL, x),
@@ -41,15 +42,19 @@ OF_X = {
     "algorithm_2_as_printed": lambda x: algorithm_2_as_printed(MODEL, x, 1.0),
     "random_direction_radius": lambda x: random_direction_radius(MODEL, x, 1.0),
     "encoder_jacobian": lambda x: encoder_jacobian(MODEL, x),
+    "encoder_gram": lambda x: encoder_gram(MODEL, x),
     "jacobian_norms": lambda x: jacobian_norms(MODEL, x),
     "theorem_1": lambda x: theorem_1(MODEL, x, 1.0),
+    "first_order_radii": lambda x: first_order_radii(MODEL, x, 0.9),
     "proposition_1": lambda x: proposition_1(MODEL, x),
+    "linearised_radii": lambda x: linearised_radii(MODEL, x, 1.0),
     "maximum_damage": lambda x: maximum_damage(MODEL, x, 1.0),
     "latent_attack": lambda x: latent_attack(MODEL, x, X, 1.0),
     "output_attack": lambda x: output_attack(MODEL, x, X, 1.0),
     "attack_margin": lambda x: attack_margin(MODEL, x, 1.0),
+    "strongest_attack": lambda x: strongest_attack(MODEL, x, 1.0),
 }
-"""Every function of a model and points."""
+"""Every function of the paper's modules that takes a model and points."""
 
 
 @pytest.mark.parametrize("name", OF_X)
@@ -158,6 +163,24 @@ def test_choices_are_listed():
         checks.one_of("split", "valid", ("test", "train"))
 
 
+BOX = AttackSettings(box=True)
+
+
+def searched(**options):
+    """Search for a random-direction radius with these settings."""
+    return random_direction_radius(MODEL, X, 1.0, RandomSearch(**options))
+
+
+def attacked(**options):
+    """Attack with these settings."""
+    return maximum_damage(MODEL, X, 1.0, AttackSettings(**options))
+
+
+def bracketed(**options):
+    """Search for an attack margin with these settings."""
+    return attack_margin(MODEL, X, 1.0, search=MarginSearch(**options))
+
+
 CALLS = [
     # (call, what the message must say)
     (lambda: distances(MODEL, X, uniform(2, 6)), r"delta must have shape \(1, 6\), but has \(2, 6\)"),
@@ -195,39 +218,49 @@ CALLS = [
     (lambda: algorithm_2_as_printed(MODEL, X, 1.0, step=-0.1), r"step must be a finite number > 0, but is -0\.1"),
     (lambda: algorithm_2_as_printed(MODEL, X, 1.0, start=math.inf), "start must be a finite number > 0, but is inf"),
     (lambda: algorithm_2_as_printed(MODEL, X, 1.0, samples=0), "^samples must be .* but is 0"),
+    (lambda: algorithm_2_as_printed(MODEL, X, 1.0, start=1e30), r"step must be .* start = 1e\+30, but is 0\.1"),
     (lambda: minimum_r(MODEL, X, level=1.0), r"level must lie .* but is 1\.0"),
     (lambda: minimum_r(MODEL, X, samples="many"), "^samples must be .* but is 'many'"),
     (lambda: random_direction_radius(MODEL, X, -1.0), r"^r must be finite and >= 0, but holds -1\.0"),
     (lambda: random_direction_radius(MODEL, PAIR, torch.ones(3)), r"^r must be .* shape \(2,\), but has shape \(3,\)"),
-    (lambda: random_direction_radius(MODEL, X, 1.0, RandomSearch(limit=0)), "limit must be a finite number > 0, but is 0"),
-    (lambda: random_direction_radius(MODEL, X, 1.0, RandomSearch(tolerance=0.0)), r"tolerance must be .* > 0, but is 0\.0"),
-    (lambda: random_direction_radius(MODEL, X, 1.0, RandomSearch(grid=1)), "grid must be a whole number of at least 2, but is 1"),
-    (lambda: random_direction_radius(MODEL, X, 1.0, RandomSearch(samples=0)), "^samples must be .* but is 0"),
-    (lambda: random_direction_radius(MODEL, X, 1.0, RandomSearch(confidence=2)), "confidence must lie .* but is 2"),
+    (lambda: searched(limit=0), "limit must be a finite number > 0, but is 0"),
+    (lambda: searched(tolerance=0.0), r"tolerance must be .* > 0, but is 0\.0"),
+    (lambda: searched(grid=1), "grid must be a whole number of at least 2, but is 1"),
+    (lambda: searched(samples=0), "^samples must be .* but is 0"),
+    (lambda: searched(confidence=2), "confidence must lie .* but is 2"),
     (lambda: decoder_jacobian(MODEL, uniform(2)), r"z must have shape \(n, d\).*\(2,\)"),
     (lambda: theorem_1(MODEL, X, -0.5), r"^r must be finite and >= 0, but holds -0\.5"),
     (lambda: theorem_1(MODEL, X, 1.0, samples=0), "^samples must be .* but is 0"),
     (lambda: theorem_1(MODEL, X, 1.0, confidence=0), "confidence must lie .* but is 0"),
+    (lambda: theorem_1(MODEL, X, 1.0, seed=-1), "^seed must be at least 0 and below 2\\*\\*63, but is -1"),
+    (lambda: first_order_radii(MODEL, X, 1.5), r"probability must lie in \[0, 1\], but ranges over \[1\.5, 1\.5\]"),
+    (lambda: first_order_radii(MODEL, X, np.full(3, 0.9)), r"probability must be .* \(1,\), but has shape \(3,\)"),
+    (lambda: linearised_radii(MODEL, X, -1.0), r"^r must be finite and >= 0, but holds -1\.0"),
+    (lambda: linearised_radii(MODEL, X, 1.0, samples=0), "^samples must be .* but is 0"),
+    (lambda: maximum_damage(MODEL, X, 1.0, starts=torch.zeros(1, 2, 6)), r"starts must have shape \(1, 6\)"),
     (lambda: maximum_damage(MODEL, X, -1.0), r"radius must be finite and >= 0, but holds -1\.0"),
     (lambda: maximum_damage(MODEL, X, math.inf), "radius must be finite and >= 0, but holds inf"),
-    (lambda: maximum_damage(MODEL, X, 1.0, AttackSettings(method="adam")), "method must be one of .*'lbfgs', but is 'adam'"),
-    (lambda: maximum_damage(MODEL, X, 1.0, AttackSettings(steps=0)), "steps must be .* but is 0"),
-    (lambda: maximum_damage(MODEL, X, 1.0, AttackSettings(restarts=0)), "restarts must be .* but is 0"),
-    (lambda: maximum_damage(MODEL, X, 1.0, AttackSettings(samples=0)), "^samples must be .* but is 0"),
-    (lambda: maximum_damage(MODEL, X, 1.0, AttackSettings(choosing_samples=0)), "judging_samples must be .* but is 0"),
-    (lambda: maximum_damage(MODEL, 2 * X, 1.0, AttackSettings(box=True)), r"x must hold pixels in \[0, 1\], but ranges over"),
+    (lambda: attacked(method="adam"), "method must be one of .*'lbfgs', but is 'adam'"),
+    (lambda: attacked(steps=0), "steps must be .* but is 0"),
+    (lambda: attacked(restarts=0), "restarts must be .* but is 0"),
+    (lambda: attacked(samples=0), "^samples must be .* but is 0"),
+    (lambda: attacked(choosing_samples=0), "choosing_samples must be .* but is 0"),
+    (lambda: maximum_damage(MODEL, 2 * X, 1.0, BOX), PIXELS),
     (lambda: latent_attack(MODEL, X, PAIR, 1.0), r"target must have shape \(1, 6\), but has \(2, 6\)"),
     (lambda: output_attack(MODEL, X, X * math.nan, 1.0), "target must be finite"),
     (lambda: latent_attack(MODEL, X, X, -1.0), r"radius must be finite and >= 0, but holds -1\.0"),
-    (lambda: output_attack(MODEL, X, X, 1.0, AttackSettings(steps=0, restarts=2)), "steps must be .* but is 0"),
-    (lambda: latent_attack(MODEL, X - 1, X, 1.0, AttackSettings(box=True, restarts=2)), r"x must hold pixels in \[0, 1\], but ranges over"),
+    (lambda: output_attack(MODEL, X, X, 1.0, AttackSettings(steps=0)), "steps must be .* but is 0"),
+    (lambda: latent_attack(MODEL, X - 1, X, 1.0, BOX), PIXELS),
     (lambda: attack_margin(MODEL, X, -1.0), r"^r must be finite and >= 0, but holds -1\.0"),
-    (lambda: attack_margin(MODEL, X, 1.0, search=MarginSearch(limit=-2.0)), r"limit must be a finite number > 0, but is -2\.0"),
+    (lambda: bracketed(limit=-2.0), r"limit must be a finite number > 0, but is -2\.0"),
     (lambda: attack_margin(MODEL, X, 1.0, guess=-1.0), r"^guess must be finite and >= 0, but holds -1\.0"),
-    (lambda: attack_margin(MODEL, X, 1.0, search=MarginSearch(tolerance=1.0)), r"tolerance must lie .* but is 1\.0"),
-    (lambda: attack_margin(MODEL, X, 1.0, search=MarginSearch(judging_samples=0)), "judging_samples must be .* but is 0"),
-    (lambda: attack_margin(MODEL, X, 1.0, search=MarginSearch(confidence=1.5)), r"confidence must lie .* but is 1\.5"),
-    (lambda: attack_margin(MODEL, 2 * X, 1.0, attack=AttackSettings(box=True, restarts=2)), r"x must hold pixels in \[0, 1\], but ranges over"),
+    (lambda: bracketed(tolerance=1.0), r"tolerance must lie .* but is 1\.0"),
+    (lambda: bracketed(judging_samples=0), "judging_samples must be .* but is 0"),
+    (lambda: bracketed(final_samples=0), "final_samples must be .* but is 0"),
+    (lambda: bracketed(reference="median"), "reference must be one of 'mean', 'sample', but is 'median'"),
+    (lambda: bracketed(tolerance=1e-17), r"search\.tolerance must be at least 9e-16 for torch.float64, but is 1e-17"),
+    (lambda: bracketed(confidence=1.5), r"confidence must lie .* but is 1\.5"),
+    (lambda: attack_margin(MODEL, 2 * X, 1.0, attack=BOX), PIXELS),
     (lambda: LinearGaussianVAE(sigma=0.0), r"sigma must be a finite number > 0, but is 0\.0"),
     (lambda: LinearGaussianVAE(sigma=-1), "sigma must be a finite number > 0, but is -1"),
     (lambda: LinearGaussianVAE(3, 4), "pixels must be a whole number of at least 4, but is 3"),
@@ -283,5 +316,5 @@ def test_results_have_the_shapes_that_are_documented(n, pixels, latents, samples
     assert encoder_jacobian(model, x).shape == (n, latents, pixels)
     assert decoder_jacobian(model, model.encode(x)[0]).shape == (n, pixels, latents)
     assert proposition_1(model, x).shape == theorem_1(model, x, 0.1, samples=samples).radius.shape == (n,)
-    radius = random_direction_radius(model, x, 0.1, RandomSearch(samples=samples, grid=2, tolerance=1.0))
-    assert radius.radius.shape == radius.low.shape == radius.high.shape == radius.censored.shape == (n,)
+    found = random_direction_radius(model, x, 0.1, RandomSearch(samples=samples, grid=2, tolerance=1.0))
+    assert found.radius.shape == found.low.shape == found.high.shape == found.censored.shape == (n,)

@@ -303,57 +303,7 @@ def test_a_first_layer_without_full_rank_is_bounded_too(widths):
     assert (excess(metric, net.shift(x, delta), delta) <= EXCESS).all()
 
 
-# encoders that are refused
-
-
-def test_layers_come_in_double_precision_and_without_a_graph():
-    vae = random_vae().float().requires_grad_(True)
-    layers = mean_layers(vae, uniform(2, 12).float())
-    assert len(layers) == 3
-    assert all(one.dtype == torch.float64 and not one.requires_grad for layer in layers for one in layer)
-
-
-def test_an_encoder_without_layers_is_an_error():
-    class Other:
-        def encode(self, x):
-            return x, torch.ones_like(x)
-
-    with pytest.raises(TypeError, match=r"must have a method mean_layers\(\).*but Other has none"):
-        mean_layers(Other(), uniform(1, 3))
-
-
-@pytest.mark.parametrize(
-    "spoil",
-    [
-        lambda layers: [(2 * layers[0][0], layers[0][1]), *layers[1:]],
-        lambda layers: [*layers[:-1], (layers[-1][0], layers[-1][1] + 1)],
-        lambda layers: [*layers[:-1], (layers[-1][0] * torch.nan, layers[-1][1])],
-        lambda layers: layers[:-1],
-        lambda layers: [*layers, (2 * torch.eye(3).double(), torch.zeros(3).double())],
-    ],
-    ids=["weight", "bias", "NaN", "too few", "too many"],
-)
-def test_layers_of_another_encoder_are_an_error(spoil, monkeypatch):
-    vae = random_vae()
-    layers = spoil(vae.mean_layers())
-    monkeypatch.setattr(vae, "mean_layers", lambda: layers)
-    with pytest.raises(ValueError, match="must be the layers of model.encode's mean, but they compute another one"):
-        mean_layers(vae, uniform(2, 12))
-
-
-def test_layers_that_do_not_fit_are_an_error(monkeypatch):
-    vae = random_vae()
-    layers = vae.mean_layers()
-    monkeypatch.setattr(vae, "mean_layers", lambda: [layers[0], layers[2], layers[1]])
-    with pytest.raises(ValueError, match="must fit each other and the inputs, but: mat1 and mat2 shapes"):
-        mean_layers(vae, uniform(2, 12))
-
-
-def test_an_activation_that_is_no_relu_is_an_error():
-    vae = random_vae()
-    vae.encoder_mu[1] = torch.nn.Tanh()
-    with pytest.raises(ValueError, match="they compute another one"):
-        mean_layers(vae, uniform(2, 12))
+# arguments that are refused
 
 
 @pytest.mark.parametrize(

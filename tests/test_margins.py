@@ -1,6 +1,8 @@
-"""The attack margin against the exact margin of linear VAEs."""
+"""The attack margin, and the strongest attack: against the exact margin of linear VAEs."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,11 +15,25 @@ from vaerobust.algorithms import minimum_r
 from vaerobust.attacks import AttackSettings, maximum_damage
 from vaerobust.criterion import probability_of_robustness as count
 from vaerobust.distance import distances
-from vaerobust.margins import ATTEMPTS, MarginSearch, attack_margin
+from vaerobust.linear import LinearGaussianVAE
+from vaerobust.linearised import linearised_radii
+from vaerobust.margins import (
+    ATTEMPTS,
+    STRONGEST_ATTACK,
+    STRONGEST_SEARCH,
+    MarginSearch,
+    attack_margin,
+    strongest_attack,
+    worst_directions,
+)
 from vaerobust.random_direction import RandomSearch, random_direction_radius
 
 SURE = 1 - ALARM
 """A confidence at which a confirmed margin below the exact one is an event that ALARM allows."""
+QUICK = AttackSettings(steps=3, restarts=2)
+"""An attack for what holds however short its search is."""
+ENOUGH = AttackSettings(steps=6, restarts=2)
+"""An attack that is as strong as any where all directions are alike."""
 
 
 def shift_at(model, r, probability):
@@ -37,15 +53,10 @@ def surely_rejected(samples, confidence, tests):
 def test_attack_margin_is_just_above_the_exact_margin(square):
     """Every direction is a worst one, so the only excess is that of the tests, the bracket and the new attempts."""
     samples, tolerance = 4000, 0.02
+    search = MarginSearch(judging_samples=samples, tolerance=tolerance, confidence=SURE)
     for level in (0.6, 0.9, 0.999):
         r = square.quantile(level)
-        found = attack_margin(
-            square,
-            uniform(3, 4),
-            r,
-            attack=AttackSettings(steps=6, restarts=2),
-            search=MarginSearch(judging_samples=samples, tolerance=tolerance, confidence=SURE),
-        )
+        found = attack_margin(square, uniform(3, 4), r, attack=ENOUGH, search=search)
         exact = square.margin(r)
         p = surely_rejected(samples, 1 - (1 - SURE) / ATTEMPTS, 100)
         most = shift_at(square, r, p) / 2 * (1 + tolerance) ** ATTEMPTS
@@ -66,22 +77,17 @@ def test_attack_margin_finds_the_one_bad_direction():
     lengths = 0.5 * (1 - np.arange(steps + 1) / (steps + 1))
     tangent = 100 * np.prod((1 + lengths / 4) / (1 + lengths))
     short = 2 * 0.01 * np.sqrt(stats.chi2(4).isf(ALARM)) / 0.9 + 1 - 1 / np.sqrt(1 + tangent**2)
-    found = attack_margin(
-        model,
-        uniform(2, 20),
-        1.0,
-        attack=AttackSettings(steps=steps, restarts=2),
-        search=MarginSearch(judging_samples=samples, tolerance=tolerance, confidence=SURE),
-    )
+    attack = AttackSettings(steps=steps, restarts=2)
+    search = MarginSearch(judging_samples=samples, tolerance=tolerance, confidence=SURE)
+    found = attack_margin(model, uniform(2, 20), 1.0, attack=attack, search=search)
     p = surely_rejected(samples, 1 - (1 - SURE) / ATTEMPTS, 100)
     assert found.confirmed.all()
     assert (found.radius >= model.margin(1.0)).all()
     assert (found.radius <= shift_at(model, 1.0, p) * (1 + tolerance) ** ATTEMPTS / (1 - short)).all()
     assert short < 0.15  # a bound worth having
     # random directions are far from this one
-    assert (
-        random_direction_radius(model, uniform(2, 20), 1.0, RandomSearch(limit=10.0)).low > 1.5 * found.radius
-    ).all()
+    random = random_direction_radius(model, uniform(2, 20), 1.0, RandomSearch(limit=10.0))
+    assert (random.low > 1.5 * found.radius).all()
 
 
 def test_radius_is_the_length_of_a_perturbation_that_breaks_robustness(vae):
@@ -89,13 +95,8 @@ def test_radius_is_the_length_of_a_perturbation_that_breaks_robustness(vae):
     x = uniform(4, 12)
     r = minimum_r(vae, x, level=0.7, samples=2000, seed=1).value
     for box in (False, True):
-        found = attack_margin(
-            vae,
-            x,
-            r,
-            attack=AttackSettings(box=box, restarts=2),
-            search=MarginSearch(judging_samples=2000, confidence=SURE),
-        )
+        attack, search = AttackSettings(box=box, restarts=2), MarginSearch(judging_samples=2000, confidence=SURE)
+        found = attack_margin(vae, x, r, attack=attack, search=search)
         broken = torch.as_tensor(found.confirmed)
         assert broken.any()
         torch.testing.assert_close(found.delta.norm(dim=1)[broken], found.radius[broken], rtol=DOUBLE, atol=0)
@@ -114,26 +115,15 @@ def test_a_margin_is_confirmed_wrongly_as_seldom_as_it_says(square, monkeypatch)
     """
     r, x = square.quantile(0.501), uniform(1, 4)
 
-    def fooled(model, x, delta, *, generator, **options):
-        d = distances(model, x, delta, seed=generator, **options)
-        return (
-            d if generator.initial_seed() % 10 > 1 else torch.where(delta.any(1), torch.inf, 0.0)[:, None].expand_as(d)
-        )
+    def fooled(model, x, delta, *, seed, **options):
+        d = distances(model, x, delta, seed=seed, **options)
+        return d if seed % 10 > 1 else torch.where(delta.any(1), torch.inf, 0.0)[:, None].expand_as(d)
 
     monkeypatch.setattr(margins, "distances", fooled)
     monkeypatch.setattr(margins, "probability_of_robustness", lambda d, r, **o: count(d.nan_to_num(posinf=1e9), r, **o))
-    options = {
-        "limit": square.margin(r),
-        "judging_samples": 50,
-        "tolerance": 0.9,
-        "steps": 1,
-        "restarts": 1,
-        "samples": 1,
-    }
-    found = [
-        attack_margin(square, x, r, search=MarginSearch(confidence=0.6), seed=10 * seed, **options)
-        for seed in range(400)
-    ]
+    attack = AttackSettings(steps=1, restarts=1, samples=1)
+    search = MarginSearch(limit=square.margin(r), judging_samples=50, tolerance=0.9, confidence=0.6)
+    found = [attack_margin(square, x, r, attack=attack, search=search, seed=10 * seed) for seed in range(400)]
     assert not any(one.censored for one in found)
     assert all(one.radius <= square.margin(r) for one in found)
     wrong = sum(bool(one.confirmed) for one in found)
@@ -143,18 +133,9 @@ def test_a_margin_is_confirmed_wrongly_as_seldom_as_it_says(square, monkeypatch)
 def test_no_margin_is_both_confirmed_and_censored(square):
     """At the exact margin chance decides, so all cases occur; the last test may succeed where the search's did not."""
     r, x = square.quantile(0.9), uniform(1, 4)
-    options = {
-        "limit": square.margin(r),
-        "judging_samples": 50,
-        "tolerance": 0.9,
-        "steps": 3,
-        "restarts": 1,
-        "samples": 1,
-    }
-    found = [
-        attack_margin(square, x, r, search=MarginSearch(confidence=0.6), seed=10 * seed, **options)
-        for seed in range(200)
-    ]
+    attack = AttackSettings(steps=3, restarts=1, samples=1)
+    search = MarginSearch(limit=square.margin(r), judging_samples=50, tolerance=0.9, confidence=0.6)
+    found = [attack_margin(square, x, r, attack=attack, search=search, seed=10 * seed) for seed in range(200)]
     cases = {(bool(one.confirmed), bool(one.censored)) for one in found}
     assert cases == {(True, False), (False, False), (False, True)}
 
@@ -162,9 +143,7 @@ def test_no_margin_is_both_confirmed_and_censored(square):
 def test_nothing_is_robust_below_the_median(square):
     """At the 0.2 quantile half of 2,000 samples are never within r, and the test confirms it."""
     r = torch.tensor([0.0, square.quantile(0.2), square.quantile(0.9)], dtype=torch.float64)
-    found = attack_margin(
-        square, uniform(3, 4), r, attack=AttackSettings(steps=3, restarts=2), search=MarginSearch(judging_samples=2000)
-    )
+    found = attack_margin(square, uniform(3, 4), r, attack=QUICK, search=MarginSearch(judging_samples=2000))
     assert found.radius[:2].tolist() == [0.0, 0.0]
     assert torch.equal(found.delta[:2], torch.zeros(2, 4, dtype=torch.float64))
     assert found.radius[2] > 0
@@ -175,13 +154,8 @@ def test_nothing_is_robust_below_the_median(square):
 def test_censoring_is_reported(square):
     """Below the exact margin no perturbation breaks anything, and 2,000 samples are not that unlucky."""
     r = square.quantile(0.99)
-    found = attack_margin(
-        square,
-        uniform(2, 4),
-        r,
-        attack=AttackSettings(steps=3, restarts=2),
-        search=MarginSearch(limit=0.5 * square.margin(r), judging_samples=2000),
-    )
+    search = MarginSearch(limit=0.5 * square.margin(r), judging_samples=2000)
+    found = attack_margin(square, uniform(2, 4), r, attack=QUICK, search=search)
     assert found.censored.all()
     assert found.radius.tolist() == [found.limit] * 2
     assert found.limit == 0.5 * square.margin(r)
@@ -196,18 +170,18 @@ def test_a_guess_changes_how_long_the_search_takes_and_not_what_it_finds(square,
     r, x, tolerance = torch.full((3,), square.quantile(0.9), dtype=torch.float64), uniform(3, 4), 0.02
     attacked = []
 
-    def watched(model, x, radius, **options):
+    def watched(model, x, radius, settings, **options):
         attacked.extend(radius.tolist())
-        return maximum_damage(model, x, radius, **options)
+        return maximum_damage(model, x, radius, settings, **options)
 
     monkeypatch.setattr(margins, "maximum_damage", watched)
-    options = {"judging_samples": 4000, "tolerance": tolerance, "confidence": SURE, "steps": 6}
-    plain, exact = attack_margin(square, x, r, **options), square.margin(float(r[0]))
+    search = MarginSearch(judging_samples=4000, tolerance=tolerance, confidence=SURE)
+    plain, exact = attack_margin(square, x, r, attack=ENOUGH, search=search), square.margin(float(r[0]))
     usual = len(attacked)
     counts = {}
     for guess in (0.0, 1e-3, 0.9 * exact, 1.05 * exact, 3 * exact, 1e6, torch.tensor([0.0, exact, 20.0]).double()):
         attacked.clear()
-        found = attack_margin(square, x, r, guess=guess, **options)
+        found = attack_margin(square, x, r, attack=ENOUGH, search=search, guess=guess)
         counts[str(guess)] = len(attacked)
         assert found.confirmed.all() and not found.censored.any()
         assert (found.radius >= exact).all()
@@ -220,35 +194,22 @@ def test_a_guess_changes_how_long_the_search_takes_and_not_what_it_finds(square,
 def test_a_guess_below_a_margin_that_is_beyond_the_limit_ends_at_the_limit(square):
     r = square.quantile(0.99)
     limit = 0.5 * square.margin(r)
+    search = MarginSearch(limit=limit, judging_samples=2000)
     for guess in (0.0, 0.3 * limit, limit, 2 * limit):
-        found = attack_margin(
-            square,
-            uniform(2, 4),
-            r,
-            attack=AttackSettings(steps=3, restarts=2),
-            search=MarginSearch(limit=limit, judging_samples=2000),
-            guess=guess,
-        )
+        found = attack_margin(square, uniform(2, 4), r, attack=QUICK, search=search, guess=guess)
         assert found.censored.all() and not found.confirmed.any()
         assert found.radius.tolist() == [limit] * 2
         assert (found.delta.norm(dim=1) > 0.99 * limit).all()  # that which failed
 
 
-def test_the_ladder_holds(square, graded):
+def test_bounds_estimates_and_margins_lie_in_their_order(square, graded):
     """Theorem 1 <= exact margin <= attack margin <= random-direction radius, the last but for sampling error."""
     for model in (square, graded):
         r, x = model.quantile(0.9), uniform(1, model.weight.shape[1])
-        attack = float(
-            attack_margin(
-                model,
-                x,
-                r,
-                attack=AttackSettings(samples=64, restarts=2),
-                search=MarginSearch(judging_samples=2000, confidence=SURE),
-            ).radius
-        )
-        assert 0 < model.theorem_1(r) < model.margin(r) <= attack
-    assert attack < float(random_direction_radius(graded, x, r, RandomSearch(limit=5.0)).radius)
+        attack, search = AttackSettings(samples=64, restarts=2), MarginSearch(judging_samples=2000, confidence=SURE)
+        broken = float(attack_margin(model, x, r, attack=attack, search=search).radius)
+        assert 0 < model.theorem_1(r) < model.margin(r) <= broken
+    assert broken < float(random_direction_radius(graded, x, r, RandomSearch(limit=5.0)).radius)
 
 
 def test_perturbing_sigma_matters_where_sigma_depends_on_the_input():
@@ -262,10 +223,10 @@ def test_perturbing_sigma_matters_where_sigma_depends_on_the_input():
 
     p = surely_rejected(samples, 1 - (1 - SURE) / ATTEMPTS, 100)
     exact, most = (optimize.brentq(lambda radius, p=p: probability(radius) - p, 0, 5) for p in (0.5, p))
-    options = {"judging_samples": samples, "tolerance": tolerance, "confidence": SURE, "steps": 6}
-    moved = float(attack_margin(model, x, r, attack=AttackSettings(perturb_sigma=True, restarts=2), **options).radius)
+    search = MarginSearch(judging_samples=samples, tolerance=tolerance, confidence=SURE)
+    moved = float(attack_margin(model, x, r, attack=replace(ENOUGH, perturb_sigma=True), search=search).radius)
     assert exact <= moved <= most * (1 + tolerance) ** ATTEMPTS
-    fixed = float(attack_margin(model, x, r, **options).radius)
+    fixed = float(attack_margin(model, x, r, attack=ENOUGH, search=search).radius)
     assert fixed >= shift_at(model, r, 0.5) / 0.5 > most * (1 + tolerance) ** ATTEMPTS
 
 
@@ -273,7 +234,8 @@ def test_the_margin_depends_neither_on_order_nor_on_company(vae):
     """Three steps enlarge roundings as in the attacks' own test, and no count of 100 samples turns over by them."""
     x = uniform(4, 12)
     r = minimum_r(vae, x, level=0.7, samples=500, seed=1).value
-    options = {"judging_samples": 100, "steps": 3, "samples": 4, "tolerance": 0.2}
+    attack = AttackSettings(steps=3, samples=4, restarts=2)
+    options = {"attack": attack, "search": MarginSearch(judging_samples=100, tolerance=0.2)}
     whole = attack_margin(vae, x, r, **options)
     for points in (torch.tensor([2, 0, 3, 1]), torch.tensor([3])):
         found = attack_margin(vae, x[points], r[points], **options)
@@ -287,25 +249,18 @@ def test_the_margin_depends_neither_on_order_nor_on_company(vae):
 def test_a_finer_tolerance_brings_the_margin_closer(square):
     """The bracket ends within 1 + tolerance, and each of the last attempts adds as much at most."""
     r, x = square.quantile(0.9), uniform(1, 4)
-    coarse, fine = (
-        float(
-            attack_margin(
-                square, x, r, attack=AttackSettings(steps=6, restarts=2), search=MarginSearch(tolerance=tolerance)
-            ).radius
-        )
-        for tolerance in (0.5, 0.01)
-    )
+    searches = (MarginSearch(tolerance=tolerance) for tolerance in (0.5, 0.01))
+    coarse, fine = (float(attack_margin(square, x, r, attack=ENOUGH, search=search).radius) for search in searches)
     assert fine <= coarse <= fine * 1.5**ATTEMPTS
 
 
 def test_the_last_samples_are_not_the_attacks(square):
     """Equal seeds give equal margins; the perturbation is an attack's own, within the radius that was tried."""
     r, x = square.quantile(0.9), uniform(1, 4)
-    first, again = (attack_margin(square, x, r, attack=AttackSettings(steps=3, restarts=2), seed=3) for _ in range(2))
+    first, again, other = (attack_margin(square, x, r, attack=QUICK, seed=seed) for seed in (3, 3, 4))
     assert torch.equal(first.delta, again.delta)
-    other = attack_margin(square, x, r, attack=AttackSettings(steps=3, restarts=2), seed=4)
     assert not torch.equal(first.delta, other.delta)
-    direct = maximum_damage(square, x, float(first.radius), AttackSettings(steps=3, restarts=2), seed=3).delta
+    direct = maximum_damage(square, x, float(first.radius), QUICK, seed=3).delta
     assert float(direct.norm()) == pytest.approx(float(first.radius), rel=1e-6)
 
 
@@ -313,13 +268,8 @@ def test_a_sampled_reference_is_a_model_with_twice_the_variance(square):
     """Two independent outputs differ by a Gaussian of variance 2 s^2 about the shift."""
     doubled = square_model(sigma=square.sigma * 2**0.5)
     r = doubled.quantile(0.9)
-    found = attack_margin(
-        square,
-        uniform(3, 4),
-        r,
-        attack=AttackSettings(steps=6, restarts=2),
-        search=MarginSearch(reference="sample", judging_samples=4000, confidence=SURE),
-    )
+    search = MarginSearch(reference="sample", judging_samples=4000, confidence=SURE)
+    found = attack_margin(square, uniform(3, 4), r, attack=ENOUGH, search=search)
     p = surely_rejected(4000, 1 - (1 - SURE) / ATTEMPTS, 100)
     assert found.confirmed.all()
     assert (found.radius >= doubled.margin(r)).all()
@@ -329,13 +279,71 @@ def test_a_sampled_reference_is_a_model_with_twice_the_variance(square):
 def test_either_optimiser_finds_the_margin_of_a_linear_model(graded):
     r, x = graded.quantile(0.9), uniform(2, 20)
     for method in ("projected_gradient", "lbfgs"):
-        found = attack_margin(
-            graded,
-            x,
-            r,
-            attack=AttackSettings(method=method, restarts=2),
-            search=MarginSearch(judging_samples=4000, confidence=SURE),
-        )
+        attack, search = AttackSettings(method=method, restarts=2), MarginSearch(judging_samples=4000, confidence=SURE)
+        found = attack_margin(graded, x, r, attack=attack, search=search)
         assert found.confirmed.all()
         assert (found.radius >= graded.margin(r)).all()
         assert (found.radius <= 1.5 * graded.margin(r)).all()  # one direction in twenty is the worst, and both find it
+
+
+@pytest.mark.parametrize(("dtype", "least"), [(torch.float32, "5e-07"), (torch.float64, "9e-16")])
+def test_a_tolerance_below_the_resolution_is_named(dtype, least, vae):
+    """The two ends of the bracket are numbers of this precision, so their ratio cannot come closer to 1."""
+    vae, x = vae.to(dtype), uniform(1, 12).to(dtype)
+    for tolerance in (1e-30, torch.finfo(dtype).eps):
+        message = rf"^search\.tolerance must be at least {least} for {dtype}, but is {tolerance}$"
+        with pytest.raises(ValueError, match=message):
+            attack_margin(vae, x, 1.0, search=MarginSearch(tolerance=tolerance))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_search_ends_at_the_finest_tolerance(dtype):
+    """It halves the logarithm of the bracket until its ends are next to each other, some fifty times at most."""
+    model, x = square_model(), uniform(1, 4).to(dtype)
+    search = MarginSearch(tolerance=4 * torch.finfo(dtype).eps, judging_samples=50)
+    found = attack_margin(model, x, model.quantile(0.9), attack=QUICK, search=search)
+    assert 0 < float(found.radius) < found.limit
+
+
+# the strongest attack
+
+
+def test_the_strongest_attack_is_above_the_exact_margin_and_close(graded):
+    """Each of its tests errs once in a million; only one of 20 directions is bad, and both starts are along it.
+
+    Where P is below p, 4,000 samples reject 1/2 in each of 100 tests but for ALARM. The bracket and three more attempts
+    are 3% each, and 10 steps from along the worst direction lose 3% more.
+    """
+    r, x = torch.full((3,), graded.quantile(0.9), dtype=torch.float64), uniform(3, 20)
+    exact = graded.margin(float(r[0]))
+    p = stats.binom.ppf(ALARM / 8, 4000, 0.5) / 4000 - np.sqrt(np.log(100 / ALARM) / 8000)
+    most = shift_at(graded, float(r[0]), p)
+    search = replace(STRONGEST_SEARCH, confidence=SURE, judging_samples=4000, final_samples=4000)
+    for linearised in (None, linearised_radii(graded, x, r, seed=0)):
+        found = strongest_attack(graded, x, r, linearised=linearised, search=search)
+        assert found.confirmed.all() and not found.censored.any()
+        assert (found.radius >= exact).all()
+        assert (found.radius <= most * 1.03**5).all()
+
+
+def test_confirmed_attacks_are_above_the_exact_margin_as_often_as_they_say():
+    """Independent runs; each confirmed radius lies below the exact margin with probability alpha / 2 at most."""
+    model, alpha, runs = LinearGaussianVAE(6, 3, seed=3), 0.4, 60
+    r, x = torch.tensor([model.quantile(0.8)], dtype=torch.float64), uniform(1, 6)
+    attack = replace(STRONGEST_ATTACK, steps=2, samples=4)
+    search = replace(STRONGEST_SEARCH, judging_samples=100, final_samples=100, confidence=1 - alpha)
+    found = [strongest_attack(model, x, r, attack=attack, search=search, seed=10 * run) for run in range(runs)]
+    wrong = sum(bool(one.confirmed) and float(one.radius) < model.margin(float(r)) for one in found)
+    assert wrong <= most_misses(runs, alpha / 2)
+    assert sum(bool(one.confirmed) for one in found) > runs / 2
+
+
+def test_the_worst_directions_of_a_linear_model_are_its_top_singular_vector(graded):
+    """Sigma is constant, so whitening changes no direction; the first two are opposites, up to the mean of eta."""
+    x = uniform(2, 20)
+    found = worst_directions(graded, x, linearised_radii(graded, x, graded.quantile(0.9), samples=4000))
+    assert found.shape == (3, 2, 20)
+    top = torch.linalg.svd(graded.weight).Vh[0]
+    assert torch.equal(found[1], -found[0])
+    assert ((found[:2] @ top).abs() > 0.95).all()
+    torch.testing.assert_close((found[2] @ top).abs(), torch.ones(2, dtype=torch.float64), rtol=DOUBLE, atol=0)

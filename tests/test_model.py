@@ -1,4 +1,4 @@
-"""The network of Appendix F and its likelihoods, against torch's distributions."""
+"""The network of Appendix F, its likelihoods against torch's distributions, and the layers of encoders."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from vaerobust.model import (
     continuous_bernoulli_mean,
     elbo_terms,
     kl_to_prior,
+    mean_layers,
 )
 
 APPENDIX_F = {
@@ -182,17 +183,21 @@ def test_samples_have_the_encoders_law():
     assert follows((vae.sample(x, seeded(1)) - mu) / sigma, stats.norm.cdf)
 
 
-def test_sampling_uses_the_generator_and_no_mode_turns_it_off():
+def test_sampling_uses_the_seed_and_no_mode_turns_it_off():
     vae, x = random_vae(), uniform(5, 12)
-    assert torch.equal(vae.train().sample(x, seeded(1)), vae.eval().sample(x, seeded(1)))
-    assert not torch.equal(vae.sample(x, seeded(1)), vae.sample(x, seeded(2)))
+    assert torch.equal(vae.train().sample(x, seed=1), vae.eval().sample(x, seed=1))
+    assert torch.equal(vae.sample(x, seed=1), vae.sample(x, seeded(1)))
+    assert not torch.equal(vae.sample(x, seed=1), vae.sample(x, seed=2))
     generator = seeded(1)
     assert not torch.equal(vae.sample(x, generator), vae.sample(x, generator))
     before = torch.get_rng_state()
-    vae.sample(x, seeded(1))
+    assert torch.equal(vae.sample(x), vae.sample(x, seed=0))
     assert torch.equal(torch.get_rng_state(), before)
-    vae.sample(x)
-    assert not torch.equal(torch.get_rng_state(), before)
+
+
+def test_every_row_of_a_sample_has_its_own_noise():
+    vae, x = random_vae(), uniform(1, 12).expand(6, 12)
+    assert len(vae.sample(x).unique(dim=0)) == 6
 
 
 @pytest.mark.parametrize("likelihood", LIKELIHOODS)
@@ -205,3 +210,56 @@ def test_gradients_reach_every_weight_and_the_input(likelihood):
         assert float(weight.grad.abs().max()) > 0, name
     z = vae.sample(x.detach(), seeded(0))
     assert z.requires_grad  # the reparameterisation lets the gradient through
+
+
+# the layers of the encoder's mean
+
+
+def test_layers_come_in_double_precision_and_without_a_graph():
+    vae = random_vae().float().requires_grad_(True)
+    layers = mean_layers(vae, uniform(2, 12).float())
+    assert len(layers) == 3
+    assert all(one.dtype == torch.float64 and not one.requires_grad for layer in layers for one in layer)
+
+
+def test_an_encoder_without_layers_is_an_error():
+    class Other:
+        def encode(self, x):
+            return x, torch.ones_like(x)
+
+    with pytest.raises(TypeError, match=r"must have a method mean_layers\(\).*but Other has none"):
+        mean_layers(Other(), uniform(1, 3))
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda layers: [(2 * layers[0][0], layers[0][1]), *layers[1:]],
+        lambda layers: [*layers[:-1], (layers[-1][0], layers[-1][1] + 1)],
+        lambda layers: [*layers[:-1], (layers[-1][0] * torch.nan, layers[-1][1])],
+        lambda layers: layers[:-1],
+        lambda layers: [*layers, (2 * torch.eye(3).double(), torch.zeros(3).double())],
+    ],
+    ids=["weight", "bias", "NaN", "too few", "too many"],
+)
+def test_layers_of_another_encoder_are_an_error(spoil, monkeypatch):
+    vae = random_vae()
+    layers = spoil(vae.mean_layers())
+    monkeypatch.setattr(vae, "mean_layers", lambda: layers)
+    with pytest.raises(ValueError, match="must be the layers of model.encode's mean, but they compute another one"):
+        mean_layers(vae, uniform(2, 12))
+
+
+def test_layers_that_do_not_fit_are_an_error(monkeypatch):
+    vae = random_vae()
+    layers = vae.mean_layers()
+    monkeypatch.setattr(vae, "mean_layers", lambda: [layers[0], layers[2], layers[1]])
+    with pytest.raises(ValueError, match="must fit each other and the inputs, but: mat1 and mat2 shapes"):
+        mean_layers(vae, uniform(2, 12))
+
+
+def test_an_activation_that_is_no_relu_is_an_error():
+    vae = random_vae()
+    vae.encoder_mu[1] = torch.nn.Tanh()
+    with pytest.raises(ValueError, match="they compute another one"):
+        mean_layers(vae, uniform(2, 12))

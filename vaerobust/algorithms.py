@@ -99,7 +99,7 @@ def algorithm_1_as_printed(
     seed : int or torch.Generator
         Source of the samples; see :mod:`vaerobust.randomness`.
     most : int
-        Limit of iterations.
+        Limit of iterations. However small the step, the loop ends there.
 
     Returns
     -------
@@ -146,7 +146,8 @@ def algorithm_2_as_printed(
     r : float
         >= 0.
     step, start : float
-        > 0, in input units (pixels, 2-norm).
+        > 0, in input units (pixels, 2-norm). ``step`` is at least the distance between ``start`` and the next number of
+        double precision; otherwise rounding would leave R where it is, and the loop would never end.
     samples : int
         New samples at each R.
     seed : int or torch.Generator
@@ -159,13 +160,18 @@ def algorithm_2_as_printed(
     Raises
     ------
     TypeError, ValueError
-        If ``x`` holds more than one point or an argument is out of range.
+        If ``x`` holds more than one point, an argument is out of range, or ``step`` is too small for ``start``.
     """
     _one_point(x)
     checks.positive("r", r, zero=True)
     checks.positive("step", step)
+    checks.positive("start", start)
+    # numbers lie closer together towards 0, so a step that moves R at the start moves it everywhere
+    finest = math.ulp(start)
+    if step < finest:
+        raise ValueError(f"step must be at least {finest:.3g}, the resolution at start = {start!r}, but is {step!r}")
     generator = as_generator(seed, x)
-    radius, probability, iterations = checks.positive("start", start), 0.0, 0
+    radius, probability, iterations = float(start), 0.0, 0
     while probability < 0.5 and radius >= 0:
         d = distances_in_random_directions(model, x, radius, samples=samples, seed=generator, perturb_sigma=True)
         radius -= step

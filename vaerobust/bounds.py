@@ -183,6 +183,8 @@ def first_order_radii(model: GaussianVAE, x: Tensor, probability: float | np.nda
         If an argument has the wrong shape or range.
     """
     checks.vectors("x", x)
+    if np.shape(probability) not in ((), (len(x),)):
+        raise ValueError(f"probability must be one number or shape ({len(x)},), but has shape {np.shape(probability)}")
     sigma = model.encode(x)[1]
     gram = encoder_gram(model, x)
     whitened = gram / (sigma[:, :, None] * sigma[:, None, :])  # S^-1 J J' S^-1
