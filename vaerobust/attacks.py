@@ -20,9 +20,11 @@ from scipy import optimize
 from torch import Tensor
 
 from vaerobust import checks
-from vaerobust.batches import ROWS, slices
+from vaerobust.batches import slices
+from vaerobust.contract import check_model, decode_points, encode_points, require_finite, rows_at_once
 from vaerobust.distance import decode_rows, distance, distances, encode_rows
 from vaerobust.model import GaussianVAE
+from vaerobust.numerics import double, precise
 from vaerobust.randomness import Seed, as_generator, normal
 from vaerobust.results import Result
 
@@ -73,9 +75,11 @@ class AttackSettings:
     perturb_sigma: bool = False
 
     def __post_init__(self) -> None:
-        checks.one_of("method", self.method, METHODS)
+        checks.one_of("AttackSettings.method", self.method, METHODS)
         for name in ("steps", "restarts", "samples", "choosing_samples"):
-            checks.count(name, getattr(self, name))
+            checks.count(f"AttackSettings.{name}", getattr(self, name))
+        for name in ("box", "perturb_sigma"):
+            checks.flag(f"AttackSettings.{name}", getattr(self, name))
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,14 +136,14 @@ def maximum_damage(
     TypeError, ValueError
         If an argument has the wrong shape or range.
     """
-    settings = settings or AttackSettings()
+    settings = AttackSettings() if settings is None else checks.instance("settings", settings, AttackSettings)
     radius = _checked_radius(x, radius, settings)
-    for given in () if starts is None else starts:
-        checks.vectors("starts", given, like=x)
-    with torch.no_grad():
-        mu, sigma = model.encode(x)
-        centre = model.decode(mu)
+    if starts is not None:
+        checks.stack("starts", starts, x)
     generator = as_generator(seed, x)
+    check_model(model, x, gradient=("encode", "decode"))
+    mu, sigma = encode_points(model, x)
+    centre = decode_points(model, mu, x)
     eta = normal(settings.samples, mu, generator)  # (samples, d_z)
 
     def mean_distance(points: slice, delta: Tensor) -> Tensor:
@@ -157,7 +161,7 @@ def maximum_damage(
         samples, moves = settings.choosing_samples, settings.perturb_sigma
         return distances(model, x, delta, samples=samples, seed=stream, perturb_sigma=moves).mean(1)
 
-    problem = _Problem(mean_distance, x, radius, settings.box, settings.samples)
+    problem = _Problem(mean_distance, x, radius, settings.box, max(1, rows_at_once(model, x) // settings.samples))
     found = _optimise(problem, settings, generator, starts)  # (starts, n, d_x)
     delta = _best(found, torch.stack([fresh_distance(candidate, choosing) for candidate in found]))
     return Attack(delta, fresh_distance(delta, measuring))
@@ -199,13 +203,13 @@ def latent_attack(
         If an argument has the wrong shape or range.
     """
     checks.vectors("target", target, like=checks.vectors("x", x))
-    with torch.no_grad():
-        aim = model.encode(target)[0]
+    check_model(model, x, decoder=False, gradient=("encode",))
+    aim = encode_points(model, target)[0]
 
     def to_target(points: slice, delta: Tensor) -> Tensor:
         return (encode_rows(model, x[points] + delta)[0] - aim[points]).norm(dim=-1)
 
-    return _targeted(to_target, x, radius, settings, seed)
+    return _targeted(model, to_target, x, radius, settings, seed)
 
 
 def output_attack(
@@ -237,11 +241,12 @@ def output_attack(
         If an argument has the wrong shape or range.
     """
     checks.vectors("target", target, like=checks.vectors("x", x))
+    check_model(model, x, gradient=("encode", "decode"))
 
     def to_target(points: slice, delta: Tensor) -> Tensor:
         return (decode_rows(model, encode_rows(model, x[points] + delta)[0]) - target[points]).norm(dim=-1)
 
-    return _targeted(to_target, x, radius, settings, seed)
+    return _targeted(model, to_target, x, radius, settings, seed)
 
 
 def project(delta: Tensor, radius: Tensor, x: Tensor | None = None) -> Tensor:
@@ -251,7 +256,7 @@ def project(delta: Tensor, radius: Tensor, x: Tensor | None = None) -> Tensor:
     ----------
     delta : Tensor, shape (..., n, d_x)
     radius : Tensor, shape (n,)
-        In double precision, so that it is the number that was asked for.
+        In double precision where the device has it, so that it is the number that was asked for.
     x : Tensor, shape (n, d_x), optional
         Inputs in [0, 1]; the result leaves x + delta in [0, 1].
 
@@ -262,12 +267,13 @@ def project(delta: Tensor, radius: Tensor, x: Tensor | None = None) -> Tensor:
     """
     if x is not None:
         delta = _into_ball_and_box(delta, radius[:, None].to(delta.dtype), x)
-    norm = delta.double().norm(dim=-1, keepdim=True)
+    fine = delta.to(precise(delta.device))
+    norm = fine.norm(dim=-1, keepdim=True)
     # Slightly less than radius / norm, for two reasons. Each coordinate is rounded once more. And the norm is a sum of
     # d squares in double precision, which errs by at most d / 2 roundings. Shrinking cannot leave the box.
-    slack = 2 * torch.finfo(delta.dtype).eps + delta.shape[-1] * torch.finfo(torch.double).eps
-    shrink = (radius[:, None] * (1 - slack) / norm.clamp(min=1e-300)).clamp(max=1)
-    return torch.where(norm <= radius[:, None], delta, (delta.double() * shrink).to(delta.dtype))
+    slack = 2 * torch.finfo(delta.dtype).eps + delta.shape[-1] * torch.finfo(fine.dtype).eps
+    shrink = (radius[:, None] * (1 - slack) / norm.clamp(min=torch.finfo(fine.dtype).tiny)).clamp(max=1)
+    return torch.where(norm <= radius[:, None], delta, (fine * shrink).to(delta.dtype))
 
 
 def _into_ball_and_box(delta: Tensor, radius: Tensor, x: Tensor) -> Tensor:
@@ -297,19 +303,22 @@ def _clip(delta: Tensor, x: Tensor) -> Tensor:
 def _checked_radius(x: Tensor, radius: float | Tensor, settings: AttackSettings) -> Tensor:
     """Check the inputs of an attack and return the radius in double precision, shape (n,)."""
     (checks.pixels if settings.box else checks.vectors)("x", x)
-    return checks.per_point("radius", radius, len(x), x.double())
+    return checks.per_point("radius", radius, len(x), x, exact=True)
 
 
 def _targeted(
-    to_target: Objective, x: Tensor, radius: float | Tensor, settings: AttackSettings | None, seed: Seed
-) -> Attack:
+    model: GaussianVAE, to_target: Objective, x: Tensor, radius: float | Tensor, settings: AttackSettings | None, seed: Seed
+) -> Attack:  # fmt: skip
     """Minimise a distance that depends on no noise."""
-    settings = settings or AttackSettings(restarts=2)
+    settings = (
+        AttackSettings(restarts=2) if settings is None else checks.instance("settings", settings, AttackSettings)
+    )  # fmt: skip
     radius = _checked_radius(x, radius, settings)
-    problem = _Problem(lambda points, delta: -to_target(points, delta), x, radius, settings.box, 1)
+    rows = rows_at_once(model, x)
+    problem = _Problem(lambda points, delta: -to_target(points, delta), x, radius, settings.box, rows)
     found = _optimise(problem, settings, as_generator(seed, x), None)
     with torch.no_grad():
-        parts = slices(len(x), max(1, ROWS // settings.restarts))
+        parts = slices(len(x), max(1, rows // settings.restarts))
         value = torch.cat([to_target(points, found[:, points]) for points in parts], dim=1)  # (starts, n)
     return Attack(_best(found, -value), value.min(0).values)
 
@@ -317,14 +326,14 @@ def _targeted(
 class _Problem(NamedTuple):
     """What an optimiser maximises and where.
 
-    ``rows`` is how many rows pass through the decoder for one candidate of one point.
+    ``candidates`` is how many candidates, of all points together, may pass through the model at a time.
     """
 
     objective: Objective
     x: Tensor
     radius: Tensor
     box: bool
-    rows: int
+    candidates: int
 
     def part(self, points: slice) -> _Part:
         """Return the problem of some of the points."""
@@ -347,7 +356,7 @@ def _optimise(
     """Run an optimiser from every start at every point, a part of the points at a time; shape (starts, n, d_x)."""
     starts = _starts(problem.x, settings.restarts, generator, given)
     found = []
-    for points in slices(len(problem.x), max(1, ROWS // (len(starts) * problem.rows))):
+    for points in slices(len(problem.x), max(1, problem.candidates // len(starts))):
         part = problem.part(points)
         begin = project(starts[:, points] * part.radius[:, None].to(problem.x.dtype), part.radius, part.x)
         if settings.method == "lbfgs":
@@ -384,6 +393,8 @@ def _gradient(objective: Callable[[Tensor], Tensor], delta: Tensor) -> tuple[Ten
     with torch.enable_grad():
         value = objective(delta)
         (gradient,) = torch.autograd.grad(value.sum(), delta)
+    require_finite("model must give finite distances to the attack", value)
+    require_finite("model must have finite gradients at the inputs that the attack tries", gradient)
     return value.detach(), gradient
 
 
@@ -426,10 +437,10 @@ def _lbfgs_from(part: _Part, start: Tensor, steps: int) -> Tensor:
 
     def loss(flat: np.ndarray) -> tuple[float, np.ndarray]:
         value, gradient = _gradient(lambda u: part.objective(into_ball(u)), tensor(flat)[None, None])
-        return -float(value), -gradient.flatten().double().cpu().numpy()
+        return -float(value), -double(gradient.flatten()).cpu().numpy()
 
-    bounds = None if part.x is None else torch.stack([-part.x[0], 1 - part.x[0]], 1).double().cpu().numpy()
+    bounds = None if part.x is None else double(torch.stack([-part.x[0], 1 - part.x[0]], 1)).cpu().numpy()
     options = {"maxiter": steps, "maxcor": 30}
-    begin = start.double().cpu().numpy()
+    begin = double(start).cpu().numpy()
     result = optimize.minimize(loss, begin, jac=True, bounds=bounds, method="L-BFGS-B", options=options)
     return into_ball(tensor(result.x))

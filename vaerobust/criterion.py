@@ -124,8 +124,10 @@ def clopper_pearson(
     """
     checks.count("trials", trials)
     checks.probability("confidence", confidence)
-    k = np.asarray(successes)
-    if (k < 0).any() or (k > trials).any():
+    k = checks.numbers("successes", successes)
+    if not (k == np.floor(k)).all():
+        raise ValueError(f"successes must be whole numbers, but hold {k[k != np.floor(k)].flat[0]}")
+    if k.size and ((k < 0).any() or (k > trials).any()):
         raise ValueError(f"successes must lie in 0 to trials = {trials}, but range over {k.min()} to {k.max()}")
     tail = (1 - confidence) / 2
     low = np.where(k == 0, 0.0, stats.beta.ppf(tail, np.maximum(k, 1), trials - k + 1))

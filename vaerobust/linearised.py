@@ -13,10 +13,12 @@ import torch
 from torch import Tensor
 
 from vaerobust import checks
-from vaerobust.batches import slices
+from vaerobust.batches import points_within, slices
+from vaerobust.contract import check_model, decode_points, encode_points, require_distances, rows_at_once
 from vaerobust.distance import displacement
 from vaerobust.jacobians import POINTS, decoder_jacobian, encoder_jacobian, largest_eigenvalue
 from vaerobust.model import GaussianVAE
+from vaerobust.numerics import at_least_single, double, svd
 from vaerobust.randomness import Seed, as_generator, normal
 from vaerobust.results import Result
 
@@ -79,9 +81,11 @@ def linearised_radii(
     checks.vectors("x", x)
     checks.count("samples", samples)
     r = checks.per_point("r", r, len(x), x)
-    mu, sigma = model.encode(x)
-    eta = normal(samples, mu, as_generator(seed, x))  # (samples, d_z)
-    parts = slices(len(x), max(1, POINTS // samples))
+    generator = as_generator(seed, x)
+    check_model(model, x, gradient=("encode", "decode"))
+    mu, sigma = encode_points(model, x)
+    eta = normal(samples, mu, generator)  # (samples, d_z)
+    parts = slices(len(x), max(1, points_within(rows_at_once(model, x), mu.shape[1], POINTS) // samples))
     found = [_linearised(model, x[i], r[i], mu[i], sigma[i], eta) for i in parts]
     return LinearisedRadii(*(torch.cat(one) for one in zip(*found, strict=True)))
 
@@ -90,24 +94,28 @@ def _linearised(
     model: GaussianVAE, x: Tensor, r: Tensor, mu: Tensor, sigma: Tensor, eta: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the fields of :class:`LinearisedRadii` for a few points."""
-    moved = displacement(model, mu[:, None], sigma[:, None], eta, model.decode(mu)[:, None])  # (n, samples, d_x)
+    centre = decode_points(model, mu, x)
+    moved = displacement(model, mu[:, None], sigma[:, None], eta, centre[:, None])  # (n, samples, d_x)
+    moved = require_distances(at_least_single(moved))
     z = mu[:, None] + sigma[:, None] * eta  # (n, samples, d_z)
-    slopes = decoder_jacobian(model, z.flatten(0, 1)).unflatten(0, z.shape[:2])  # (n, samples, d_x, d_z)
+    slopes = at_least_single(decoder_jacobian(model, z.flatten(0, 1)))
+    slopes = slopes.unflatten(0, z.shape[:2])  # (n, samples, d_x, d_z)
     # J_g J in the basis of the right singular vectors of J, which has d_z dimensions in place of d_x
-    left, singular, right = torch.linalg.svd(encoder_jacobian(model, x), full_matrices=False)
+    left, singular, right = svd(encoder_jacobian(model, x))
     slopes = slopes @ (left * singular[:, None])[:, None]
     gram = slopes.mT @ slopes  # (n, samples, d_z, d_z)
-    decoder_aware = ((r[:, None] - moved.norm(dim=-1)) / largest_eigenvalue(gram).sqrt()).median(dim=1).values
+    room = r[:, None] - moved.norm(dim=-1)  # (n, samples)
+    decoder_aware = torch.where(room > 0, room / largest_eigenvalue(gram).sqrt(), 0.0).median(dim=1).values
     # E ||moved + slopes v||^2 = constant + 2 linear.v + v' E[gram] v, in double precision since the secular equation
     # divides by small differences
-    constant = moved.double().pow(2).sum(-1).mean(1)
-    linear = (slopes.mT @ moved[..., None]).double()[..., 0].mean(1)
-    values, vectors = torch.linalg.eigh(gram.double().mean(1))
+    constant = double(moved).pow(2).sum(-1).mean(1)
+    linear = double(slopes.mT @ moved[..., None])[..., 0].mean(1)
+    values, vectors = torch.linalg.eigh(double(gram).mean(1))
     along = (vectors.mT @ linear[..., None])[..., 0]
-    radius, best = _largest_ball(r.double() ** 2 - constant, along, values.clamp(min=0))
-    direction = (right.mT.double() @ (vectors @ best[..., None]))[..., 0]
+    radius, best = _largest_ball(double(r) ** 2 - constant, along, values.clamp(min=0))
+    direction = (double(right.mT) @ (vectors @ best[..., None]))[..., 0]
     direction = direction / direction.norm(dim=1, keepdim=True).clamp(min=1e-300)
-    return decoder_aware.clamp(min=0), radius.to(x), direction.to(x)
+    return decoder_aware.to(x), radius.to(x), direction.to(x)
 
 
 def _largest_ball(room: Tensor, linear: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:

@@ -150,7 +150,7 @@ def shift_metric(
     checks.vectors("x", x)
     checks.vectors("scale", scale)
     checks.count("refine", refine, least=0)
-    radius = checks.per_point("radius", radius, len(x), x.double())
+    radius = checks.per_point("radius", radius, len(x), x, exact=True)
     metrics = []
     for i in slices(len(x), POINTS):
         relaxation = _relax(layers, scale[i].double(), x[i].double(), radius[i])
