@@ -24,7 +24,7 @@ from vaerobust.batches import slices
 from vaerobust.contract import check_model, decode_points, encode_points, require_finite, rows_at_once
 from vaerobust.distance import decode_rows, distance, distances, encode_rows
 from vaerobust.model import GaussianVAE
-from vaerobust.numerics import double, precise
+from vaerobust.numerics import at_least_single, double, precise
 from vaerobust.randomness import Seed, as_generator, normal
 from vaerobust.results import Result
 
@@ -307,8 +307,13 @@ def _checked_radius(x: Tensor, radius: float | Tensor, settings: AttackSettings)
 
 
 def _targeted(
-    model: GaussianVAE, to_target: Objective, x: Tensor, radius: float | Tensor, settings: AttackSettings | None, seed: Seed
-) -> Attack:  # fmt: skip
+    model: GaussianVAE,
+    to_target: Objective,
+    x: Tensor,
+    radius: float | Tensor,
+    settings: AttackSettings | None,
+    seed: Seed,
+) -> Attack:
     """Minimise a distance that depends on no noise."""
     settings = (
         AttackSettings(restarts=2) if settings is None else checks.instance("settings", settings, AttackSettings)
@@ -378,8 +383,14 @@ def _starts(x: Tensor, restarts: int, generator: torch.Generator, given: Tensor 
     starts = (direction / direction.norm(dim=-1, keepdim=True) * length).expand(-1, len(x), -1)
     if given is None:
         return starts
-    unit = given / given.norm(dim=-1, keepdim=True).clamp(min=1e-30)
-    return torch.cat([starts, unit.to(x)])
+    return torch.cat([starts, _unit(given).to(x)])
+
+
+def _unit(vectors: Tensor) -> Tensor:
+    """Return vectors scaled to norm 1, and 0 where they are 0."""
+    # half precision has no number as small as the least norm
+    norm = at_least_single(vectors.norm(dim=-1, keepdim=True)).clamp(min=1e-30)
+    return (vectors / norm).to(vectors.dtype)
 
 
 def _best(candidates: Tensor, value: Tensor) -> Tensor:
@@ -393,8 +404,8 @@ def _gradient(objective: Callable[[Tensor], Tensor], delta: Tensor) -> tuple[Ten
     with torch.enable_grad():
         value = objective(delta)
         (gradient,) = torch.autograd.grad(value.sum(), delta)
-    require_finite("model must give finite distances to the attack", value)
-    require_finite("model must have finite gradients at the inputs that the attack tries", gradient)
+    require_finite("model must give finite distances for all perturbations within the radius", value)
+    require_finite("model must have finite gradients for all perturbations within the radius", gradient)
     return value.detach(), gradient
 
 
@@ -407,8 +418,7 @@ def _ascend(part: _Part, delta: Tensor, steps: int) -> Tensor:
         best, record = torch.where(better[..., None], delta, best), torch.where(better, value, record)
         # from half the ball's radius down to 0: long steps find the direction, short ones settle it
         length = part.radius[:, None].to(delta.dtype) * 0.5 * (1 - step / (steps + 1))
-        direction = gradient / gradient.norm(dim=-1, keepdim=True).clamp(min=1e-30)
-        delta = project(delta + length * direction, part.radius, part.x)
+        delta = project(delta + length * _unit(gradient), part.radius, part.x)
     return best
 
 
@@ -433,7 +443,7 @@ def _lbfgs_from(part: _Part, start: Tensor, steps: int) -> Tensor:
         return torch.as_tensor(flat, dtype=start.dtype, device=start.device)
 
     def into_ball(u: Tensor) -> Tensor:
-        return u * (float(part.radius[0]) / u.norm().clamp(min=1e-30)).clamp(max=1)
+        return u * (float(part.radius[0]) / at_least_single(u.norm()).clamp(min=1e-30)).clamp(max=1).to(u.dtype)
 
     def loss(flat: np.ndarray) -> tuple[float, np.ndarray]:
         value, gradient = _gradient(lambda u: part.objective(into_ball(u)), tensor(flat)[None, None])

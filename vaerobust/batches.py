@@ -13,7 +13,7 @@ from torch import Tensor
 
 ROWS = 16_384
 """Most rows that pass through a network at a time: about 50 MB of reconstructions of a small image."""
-MEMORY = 768 * 2**20
+MEMORY = 2**30
 """Bytes that all intermediate results of these rows may take together. The shipped models stay below it with the full
 number of rows, also in double precision; a large convolutional model gets fewer rows."""
 LARGEST = 2**33

@@ -112,7 +112,7 @@ def distances(
     perturbed = x if delta is None else x + checks.vectors("delta", delta, like=x)
     check_model(model, x)
     mu_x, sigma_x = encode_points(model, x)
-    mu, sigma = encode_points(model, perturbed) if delta is not None else (mu_x, sigma_x)
+    mu, sigma = encode_points(model, perturbed, perturbed=True) if delta is not None else (mu_x, sigma_x)
     sigma = sigma if perturb_sigma else sigma_x
     generator = as_generator(seed, x)
     eta = normal(samples, mu, generator)  # (samples, d_z)

@@ -55,7 +55,7 @@ def log_likelihood(
     if not callable(getattr(vae, "log_likelihood", None)):
         raise TypeError(f"vae must have the method log_likelihood(x, z), but {type(vae).__name__} has none")
     check_model(vae, x)
-    mu, sigma = encode_points(vae, perturbed)
+    mu, sigma = encode_points(vae, perturbed, perturbed=delta is not None)
     if not perturb_sigma:
         sigma = encode_points(vae, x)[1]
     eta = normal(samples, mu, as_generator(seed, x))  # (samples, d_z)

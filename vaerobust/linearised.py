@@ -134,7 +134,7 @@ def _largest_ball(room: Tensor, linear: Tensor, values: Tensor) -> tuple[Tensor,
     """
     top = values[:, -1:]
     # With b orthogonal to the top eigenvector (the "hard case") no nu reaches far: give b a tiny part along it.
-    scale = linear.norm(dim=1, keepdim=True) + top * 1e-3 + 1e-300
+    scale = linear.norm(dim=1, keepdim=True) + top * 1e-3 + 1e-200  # a decoder that does not move gives 0 otherwise
     last = torch.where(linear[:, -1:].abs() < 1e-9 * scale, 1e-9 * scale, linear[:, -1:])
     linear = torch.cat([linear[:, :-1], last], 1)
     low, high = torch.full_like(top, -60.0), torch.full_like(top, 60.0)  # nu = top + exp(.) * scale

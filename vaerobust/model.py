@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vaerobust import checks
+from vaerobust.contract import check_model
 from vaerobust.numerics import double
 from vaerobust.randomness import Seed, as_generator, normal
 
@@ -183,12 +184,14 @@ def mean_layers(model: GaussianVAE, x: Tensor) -> Layers:
     ValueError
         If its layers do not fit each other, or do not compute the model's mean.
     """
-    if not hasattr(model, "mean_layers"):
+    if not hasattr(model, "mean_layers") or isinstance(model, type):
         raise TypeError(
             f"model must have a method mean_layers() that returns weight and bias of each layer of a ReLU encoder, "
             f"but {type(model).__name__} has none: only such encoders can be certified"
         )
-    layers = _in_double_precision(model.mean_layers())  # type: ignore[attr-defined]
+    checks.vectors("x", x)
+    check_model(model, x, decoder=False)
+    layers = _in_double_precision(model.mean_layers())
     some = x[:CHECKED].detach()
     nudge = 0.1 * torch.randn(some.shape, generator=torch.Generator().manual_seed(0)).to(x)
     points = torch.cat([some, some + nudge])
@@ -198,10 +201,10 @@ def mean_layers(model: GaussianVAE, x: Tensor) -> Layers:
             out, size = _forward(layers, double(points))
         except RuntimeError as error:
             raise ValueError(f"model.mean_layers() must fit each other and the inputs, but: {error}") from error
-    # each number of the network may be rounded to the type of x, half precision to 3 digits or 2
+    # each number of the network may be rounded to the type of x: in half precision to three digits or two
     rounding = 2 * torch.finfo(x.dtype).eps * size
-    allowed = 1e-3 * (mu.abs() + mu.abs().max()) + rounding
-    if out.shape != mu.shape or not ((out - mu).abs() <= allowed).all():
+    same = out.shape == mu.shape and ((out - mu).abs() <= 1e-3 * (mu.abs() + mu.abs().max()) + rounding).all()
+    if not same:
         raise ValueError("model.mean_layers() must be the layers of model.encode's mean, but they compute another one")
     return layers
 

@@ -128,15 +128,16 @@ def failures(
     """
     checks.vectors("x", x)
     checks.count("samples", samples)
-    r_values = [checks.per_point("r_values", one, len(x), x) for one in checks.sequence("r_values", r_values)]
-    if not r_values:
+    values = [checks.per_point("r_values", one, len(x), x) for one in checks.sequence("r_values", r_values)]
+    if not values:
         raise ValueError("r_values must hold at least one value of r, but holds none")
     generator = as_generator(seed, x)
     check_model(model, x)
     mu, sigma = encode_points(model, x)  # each (n, d_z)
     centre = decode_points(model, mu, x)  # (n, d_x)
-    r = torch.stack(r_values, 1)  # (n, values)
-    total = double(torch.zeros_like(r))[:, :, None] * double(_powers(mu[:1]))  # (n, values, 1 + d_z + d_z^2)
+    r = torch.stack(values, 1)  # (n, values)
+    width = mu.shape[1]
+    total = double(torch.zeros_like(r)).new_zeros(*r.shape, 1 + width + width**2)
     rows = rows_at_once(model, x)
     for draws in slices(samples, DRAWS):
         eta = normal(draws.stop - draws.start, mu, generator)  # (draws, d_z)
@@ -146,10 +147,10 @@ def failures(
                 d = require_distances(distance(model, mu[i, None], sigma[i, None], eta[j], centre[i, None]))
                 fails = d[:, None] > r[i, :, None]  # (points, values, draws)
                 total[i] += _sums(fails, powers).to(total.device)
-    count, first, second = total.split([1, mu.shape[1], mu.shape[1] ** 2], dim=2)
+    count, first, second = total.split([1, width, width**2], dim=2)
     return [
-        Failures(count[:, k, 0], first[:, k] / samples, second[:, k].unflatten(1, 2 * mu.shape[1:]) / samples, samples)
-        for k in range(len(r_values))
+        Failures(count[:, k, 0], first[:, k] / samples, second[:, k].unflatten(1, (width, width)) / samples, samples)
+        for k in range(len(values))
     ]
 
 
