@@ -80,7 +80,9 @@ def test_distances_that_are_nan_are_an_error(vae, call):
     """Few rows do not show it, so that the probe lets it pass."""
     with_(vae, decode=nan_for_some)
     check_model(vae, uniform(2, 12))
-    with pytest.raises(ValueError, match=r"model.*(decode must return|have a) finite .*NaN or infinite|finite distances"):
+    with pytest.raises(
+        ValueError, match=r"model.*(decode must return|have a) finite .*NaN or infinite|finite distances"
+    ):
         call(vae, uniform(2, 12))
 
 

@@ -26,6 +26,10 @@ HALVINGS = 100
 """Bisection steps for the multiplier nu; its logarithm is then exact in double precision."""
 
 
+FURTHEST = 1e150
+"""Longest coordinate of a perturbation; its square is still a finite number."""
+
+
 @dataclass(frozen=True, eq=False)
 class LinearisedRadii(Result):
     """Margins of the model linearised at x, in input units. Estimates, and no guarantees.
@@ -144,4 +148,5 @@ def _largest_ball(room: Tensor, linear: Tensor, values: Tensor) -> tuple[Tensor,
         over = (2 * linear * v + values * v**2).sum(1, keepdim=True) > room[:, None]
         low, high = torch.where(over, middle, low), torch.where(over, high, middle)
     v = linear / (top + high.exp() * scale - values)
+    v = v.nan_to_num(nan=0.0, posinf=FURTHEST, neginf=-FURTHEST)  # where the room is so large that no nu reaches it
     return torch.where(room > 0, v.norm(dim=1), 0.0), v
