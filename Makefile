@@ -3,56 +3,74 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 PYTHON ?= python3
 BIN := .venv/bin
-READY := .venv/.ready
+# Empty files that record what .venv holds: what the book needs, and also what the tests need.
+BOOK := .venv/.book
+TEST := .venv/.test
 
-.PHONY: help book pdf claims picture test smoke train study data serve bench lint clean lock
+.PHONY: help book pdf claims picture test setup browser smoke train study data serve bench lint format lowest clean lock
 
 help: ## List the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  \1\t\2/' | expand -t 12
 
-book: $(READY) ## Execute the notebooks at full scale and build the book: _build/html/index.html
+book: $(BOOK) ## Execute the notebooks at full scale and build the book: _build/html/index.html
 	$(BIN)/python book/build.py
 
-pdf: book ## Print the whole book into one file: _build/book.pdf (needs Chromium or Chrome)
-	$(BIN)/python book/pdf.py
-
-claims: $(READY) ## Accept the verdicts of the last full-scale build: book/claims.json and the summary in README.md
-	$(BIN)/python book/claims.py
-
-test: $(READY) ## Run all tests, the notebooks at smoke scale among them
+test: $(TEST) browser ## Run all tests, also those of the notebooks at smoke scale and of the built pages
 	$(BIN)/python -m pytest
 
-smoke: $(READY) ## Train a tiny model, run the notebooks in seconds and build _build/smoke/html
+setup: $(TEST) ## Set up .venv with all that book and tests need
+
+browser: $(TEST) ## Find a browser for the tests and the PDF, or install one
+	@$(BIN)/python book/browser.py
+
+pdf: book browser ## Print the whole book into one file: _build/book.pdf
+	$(BIN)/python book/pdf.py
+
+claims: $(BOOK) ## Accept the verdicts of the last full-scale build: book/claims.json and the summary in README.md
+	$(BIN)/python book/claims.py
+
+smoke: $(BOOK) ## Train a tiny model, run the notebooks in seconds and build _build/smoke/html
 	$(BIN)/python -m vaerobust train --folder _build/smoke/models --only mnist_beta1_tau0.5 --epochs 2 --images 2048
 	$(BIN)/python book/build.py --parameters tests/smoke.yml --out _build/smoke
 
-train: $(READY) ## Train all 15 models from scratch into _build/models (an hour or two; resumes)
+train: $(BOOK) ## Train all 15 models from scratch into _build/models (an hour or two; resumes)
 	$(BIN)/python -m vaerobust train
 
-study: $(READY) ## Train the further seeds and measure the summaries that are missing (hours; resumes)
+study: $(BOOK) ## Train the further seeds and measure the summaries that are missing (hours; resumes)
 	$(BIN)/python -m vaerobust study
 
-picture: $(READY) ## Draw the picture of the README anew
+picture: $(BOOK) ## Draw the picture of the README anew
 	$(BIN)/python book/picture.py
 
-data: $(READY) ## Fetch MNIST and fashion-MNIST into the cache
+data: $(BOOK) ## Fetch MNIST and fashion-MNIST into the cache
 	$(BIN)/python -m vaerobust data
 
 serve: ## Show the built book at http://127.0.0.1:8000
 	$(PYTHON) -m http.server 8000 --bind 127.0.0.1 --directory _build/html
 
-bench: $(READY) ## Time named alternatives against each other and print the ratios
+bench: $(BOOK) ## Time our functions against alternatives and print the ratios
 	$(BIN)/python tests/bench.py
 
-lint: $(READY) ## Check style and types
+lint: $(TEST) ## Check style, types, the direction of imports and spelling, in notebooks too
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/python book/notebook_code.py --check
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/codespell
+
+format: $(TEST) ## Format all code
+	$(BIN)/ruff check --quiet --fix-only .
+	$(BIN)/ruff format .
+	$(BIN)/python book/notebook_code.py
+
+lowest: ## Run the core's tests with the oldest versions that pyproject.toml allows (some minutes, 6 GB in _build)
+	$(PYTHON) tests/lowest.py
 
 clean: ## Remove what was built; keep .venv and the data cache
 	rm -rf _build
 
-# Solved for the oldest Python, whose versions every later one takes too; nothing is installed.
+# pip chooses versions for the oldest supported Python. Later Pythons can use the same versions. Nothing is installed.
 define WRITE_LOCK
 import json, re, pathlib
 lock = pathlib.Path("requirements.lock")
@@ -63,20 +81,36 @@ lock.write_text("\n".join(header + sorted(pins, key=lambda pin: pin.lower().spli
 endef
 export WRITE_LOCK
 
-lock: $(READY) ## Make requirements.lock anew from the ranges in pyproject.toml
-	mkdir -p _build
+lock: ## Make requirements.lock anew from the ranges in pyproject.toml
+	@test -x $(BIN)/pip || $(PYTHON) -m venv .venv
+	@mkdir -p _build
 	$(BIN)/pip install --quiet --dry-run --ignore-installed --only-binary=:all: --python-version 3.11.0 \
 	  --target _build/nothing --report _build/lock.json '.[book,test]'
 	@$(BIN)/python -c "$$WRITE_LOCK"
 
-# The stamp comes last. A set-up that was cut off may have left half a package, so it starts anew.
-$(READY): requirements.lock pyproject.toml
+comma := ,
+
+# Set up .venv: $(1) has the package's extras to install, $(2) is the line to print. The lock file gives the versions.
+# An interrupted set-up may leave half a package behind, so the next set-up starts with an empty .venv.
+define SET_UP
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "Python 3.11 or later is needed; name it with: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
-	@if test -e .venv/.installing; then echo "The last set-up was cut off: starting anew"; rm -rf .venv; fi
-	@echo "Setting up .venv from requirements.lock: some minutes, 6 GB"
-	@$(PYTHON) -m venv .venv || { echo "Python's venv module is needed (on Debian: apt-get install python3-venv)"; exit 1; }
-	@touch .venv/.installing
-	$(BIN)/pip install --disable-pip-version-check --progress-bar on -r requirements.lock
-	$(BIN)/pip install --disable-pip-version-check --quiet --no-deps --no-build-isolation --editable .
-	@rm .venv/.installing && touch $@
+	@if test -e .venv/.unfinished || { test -e .venv && ! $(BIN)/python -c "import pip" 2> /dev/null; }; then \
+	  echo "The .venv that is here is unfinished or broken: starting anew"; rm -rf .venv; fi
+	@echo "$(2)"
+	@mkdir -p .venv && touch .venv/.unfinished
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv \
+	  || { echo "Python's venv module is needed (on Debian: apt-get install python3-venv)"; exit 1; }
+	@$(BIN)/pip install --disable-pip-version-check --quiet --constraint requirements.lock setuptools
+	@$(BIN)/pip install --disable-pip-version-check --quiet --constraint requirements.lock \
+	  --no-build-isolation --editable '.[$(1)]'
+	@rm .venv/.unfinished
+endef
+
+$(BOOK): requirements.lock pyproject.toml
+	$(call SET_UP,book,Setting up .venv for the book: a few minutes and 6 GB the first time)
+	@touch $(BOOK)
+
+$(TEST): requirements.lock pyproject.toml $(BOOK)
+	$(call SET_UP,book$(comma)test,Adding to .venv what the tests need)
+	@touch $(BOOK) $(TEST)

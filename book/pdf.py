@@ -1,4 +1,8 @@
-"""Print the whole book into one PDF, ``OUT/book.pdf``, from what ``book/build.py`` executed."""
+"""Print the whole book into one PDF, ``OUT/book.pdf``; the command behind ``make pdf``.
+
+It executes nothing: ``book/build.py`` must have filled the output folder. Jupyter Book makes one long page of the whole
+book, and a browser prints it.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +14,11 @@ import sys
 import time
 from pathlib import Path
 
-from build import ROOT, book_command, search_path
+from browser import NoBrowserError, launch
+from checkout import ROOT
 from playwright.sync_api import PdfMargins, sync_playwright
+from rendering import book_command, book_environment
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 MARGIN: PdfMargins = {"top": "18mm", "bottom": "18mm", "left": "14mm", "right": "14mm"}
 FOOTER = '<div style="width: 100%; font-size: 8px; text-align: center"><span class="pageNumber"></span></div>'
 
@@ -23,29 +28,34 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=ROOT / "_build", help="output folder (default: _build)")
     out = parser.parse_args().out.resolve()
-    browser = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if browser is None:
-        print(f"no browser: {', '.join(BROWSERS)}; on Debian: apt-get install chromium", file=sys.stderr)
-        return 1
     start = time.perf_counter()
     work = out / "single"
     shutil.rmtree(work, ignore_errors=True)
-    environment = os.environ | {"VAEROBUST_OUT": str(out), "PYTHONPATH": search_path()}
-    if subprocess.run(book_command(work, "singlehtml"), env=environment, check=False).returncode:
+    if subprocess.run(book_command(work, "singlehtml"), env=book_environment(out), check=False).returncode:
         return 1
-    # the one page links to _static as if it lay at the top, so put it there
+    # Sphinx writes the page into book/, but its links to _static are those of a page at the top: move it there
     page = shutil.copy(work / "_build/singlehtml/book/index.html", work / "_build/singlehtml/all.html")
-    print_page(browser, Path(page), out / "book.pdf")
+    try:
+        print_page(Path(page), out / "book.pdf")
+    except NoBrowserError as error:
+        print(error, file=sys.stderr)
+        return 1
     shutil.rmtree(work)
     size = (out / "book.pdf").stat().st_size / 1e6
     print(f"{os.path.relpath(out / 'book.pdf')}: {size:.1f} MB, in {time.perf_counter() - start:.0f} s")
     return 0
 
 
-def print_page(browser: str, source: Path, target: Path) -> None:
-    """Print a page when its formulas are set and its pictures are there."""
+def print_page(source: Path, target: Path) -> None:
+    """Print the page ``source`` into the PDF ``target``, once its formulas are typeset and its pictures are loaded.
+
+    Raises
+    ------
+    NoBrowserError
+        If no browser starts.
+    """
     with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=browser, args=["--no-sandbox", "--disable-gpu"])
+        chromium = launch(playwright)
         page = chromium.new_page(color_scheme="light")
         page.goto(source.as_uri(), wait_until="load", timeout=120_000)
         page.evaluate("() => MathJax.startup.promise.then(() => true)")

@@ -1,19 +1,22 @@
-r"""No number is typed: find measured numbers in the text of notebooks that no code put there.
+r"""Find measured numbers that were typed into the text of notebooks, where only code may put them.
 
-``python book/prose.py [FILE ...]`` looks at the prose, the captions and the strings in the code of MyST notebooks, by
-default at all of the book's, and prints file, line, number and context of what it finds. ``book/build.py`` does the
-same before it executes anything, and stops.
+``python book/prose.py [FILE ...]`` looks at the text, the captions and the strings in the code of MyST notebooks, by
+default at all notebooks of the book. It prints file, line, number and context of what it finds. ``book/build.py`` calls
+:func:`check` before it executes anything, and stops if there is something.
 
-A measured number is, in digits, a decimal number, a percentage, a factor ("3 times", "×"), or a number of something
-that is counted or has a unit (:data:`UNITS`). Such a number must come
+A measured number is written in digits. It is a decimal number, a percentage, a factor ("3 times", "×"), or a whole
+number before the name of a unit or of something that is counted (:data:`UNITS`). It may come
 
-- from the code, by ``number`` or ``claim`` of ``vaerobust.page.numbers`` and the role ``{glue:text}``; or
-- from the notebook's cell of parameters, in a list too, whose values prose may repeat: ``level = 0.9`` allows 0.9 and
-  90 %. No parameter allows a factor, since small whole numbers are the values of some parameter everywhere; or
-- from the paper, and then marked: ``[0.84]{.paper}``, or ``[$\rho = 0.84$]{.paper}`` around mathematics; or
+- from the code, by ``number`` or ``claim`` of ``vaerobust.page.numbers`` and the role ``{glue:text}``;
+- from the notebook's parameters, whose values the text may repeat: ``level = 0.9`` allows 0.9 and 90 %. Factors are the
+  exception, because small whole numbers are the values of some parameter in almost every notebook;
+- from the paper, if it is marked: ``[0.84]{.paper}``, or ``[$\rho = 0.84$]{.paper}`` around mathematics;
 - from the short list :data:`CONSTANTS`, with reasons.
 
-Places in the paper (Fig. 4, Section 5.1), whole numbers without a unit, and code are no measured numbers.
+Places in the paper (Fig. 4, Section 5.1), whole numbers without a unit, and code are not measured numbers.
+
+The search works on a copy of the text in which everything but prose is *covered*: replaced by :data:`COVER`, character
+by character, so that places stay the same. Start with :func:`typed_numbers`.
 """
 
 from __future__ import annotations
@@ -21,32 +24,38 @@ from __future__ import annotations
 import argparse
 import ast
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-ROOT = Path(__file__).resolve().parents[1]
+from checkout import ROOT
+from parameters import parameter_values
+
+if TYPE_CHECKING:
+    from nbformat import NotebookNode
 
 CONSTANTS = (
     (r"95\s?%", "the confidence of every interval in the book"),
-    (r"784(?= (pixels|dimensions)\b)", "pixels of an image of MNIST"),
-    (r"28 by 28(?= pixels\b)", "the same"),
-    (r"\b20(?= (latents|dimensions)\b)", "latents of the paper's models"),
-    (r"\b400(?= (hidden|units)\b)", "width of their hidden layers"),
+    (r"784(?= (pixels|dimensions)\b)", "pixels of an image"),
+    (r"28 by 28(?= pixels\b)", "pixels of an image"),
+    (r"\b20(?= (latents|dimensions)\b)", "latent dimensions of the paper's models"),
+    (r"\b400(?= (hidden|units)\b)", "width of the hidden layers of the paper's models"),
 )
-"""What prose may say although no parameter has it: pattern and reason. The half of the criterion is written 1/2."""
+"""Numbers that any text may repeat: pattern and reason. The one half of the criterion is written 1/2."""
 
 UNITS = (
     "nats? bits? pixels? images? digits? garments? seconds? minutes? hours? draws? samples? runs? points? pairs? "
     "models? seeds? epochs? latents? dimensions? parameters?"
 ).replace(" ", "|")
+"""Words that make the whole number before them a measured one."""
 
 COVER = "■"
-"""Stands in the place of what is none of the prose."""
+"""Replaces each character that is not part of the prose."""
 
 SILENT = r"glue(?::\w+)?|cite(?::\w+)?|numref|eq|ref|doc|prf:ref|term|download"
-"""Roles whose content is a name, not text, unless it reads ``text <name>``."""
+"""Roles whose content is a name. In the form ``text <name>``, the text before it is prose, as in all other roles."""
 
+# A template: the words in capitals are replaced below.
 PLACE = r"""(?:
     (?:Fig|Eq|Table|Algorithm|Theorem|Proposition|Lemma|Corollary|Step|Line|Chapter|Part|Claim|Footnote|Page|Seed)
         (?:s|ures?|uations?)?\.?[\s~]+ INTEGER (?:SEPARATOR INTEGER)*
@@ -59,8 +68,11 @@ PLACE = (
     .replace("SEPARATOR", r"(?:,?\s(?:and|to|or|with)\s|,\s|\s?[-–]\s?)(?:\s?\([a-z]\)(?:\sto\s|\sand\s|,\s))?")
     .replace("NO_UNIT", rf"(?!\s*(?:%|×|times\b|per\s?cent|(?:{UNITS})\b))")
 )
+"""A place in the paper, or a list of such places: Figs. 3 to 5 and 7 (a), Sections 3.1 and 4, Appendix D."""
 
+# A template: each use names the group that holds the number without its sign.
 NUMBER = r"(?<![\w.,])(?<!\d/)[-+−]?(?P<{0}>\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?|\.\d+)(?<!,)"
+# Between a number and its unit there may be words ("3 random samples"), but none of these.
 SMALL_WORDS = "a an and are as at but by for from has have if in into is it its no not of on or that the to we with"
 WORD = rf"(?!(?:{SMALL_WORDS.replace(' ', '|')})\b)[A-Za-z][\w'-]*"
 KINDS = {
@@ -72,10 +84,11 @@ KINDS = {
     "number with a unit": rf"{NUMBER.format('a')}(?:[\s-]+{WORD}){{0,2}}?[\s-]+(?:{UNITS})\b",
     "decimal number": NUMBER.format("a"),
 }
+"""Patterns of measured numbers by kind; a number counts as the first kind that it matches."""
 
 
 class Finding(NamedTuple):
-    """A measured number that was typed."""
+    """A measured number that was typed: its line, from 1, its kind (:data:`KINDS`), and the text around it."""
 
     path: Path
     line: int
@@ -84,13 +97,22 @@ class Finding(NamedTuple):
     context: str
 
     def __str__(self) -> str:
-        """Return one line, as compilers do."""
+        """Return one line, in the format of compilers' messages."""
         path = self.path.relative_to(ROOT) if self.path.is_relative_to(ROOT) else self.path
         return f"{path}:{self.line}: {self.number} ({self.kind}) in: {self.context}"
 
 
 class Piece(NamedTuple):
-    """Something that readers see: where it begins in the file, and whether it is Markdown or a string of the code."""
+    """A text that readers see.
+
+    Attributes
+    ----------
+    line : int
+        Where it begins in the file, from 1.
+    text : str
+    markdown : bool
+        False for a string of the code.
+    """
 
     line: int
     text: str
@@ -98,7 +120,7 @@ class Piece(NamedTuple):
 
 
 def main() -> int:
-    """Print what is found in the files named; return the exit status."""
+    """Print the typed numbers in the files of the command line; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", type=Path, nargs="*", metavar="FILE", help="default: notebooks/*.md")
     files = parser.parse_args().files or sorted((ROOT / "notebooks").glob("*.md"))
@@ -108,8 +130,11 @@ def main() -> int:
 
 
 def check(files: Iterable[Path]) -> list[Finding]:
-    """Return what is found in MyST notebooks, or in pages of Markdown, which may repeat any notebook's parameters."""
-    everywhere: set[float] = set()
+    """Return the typed numbers in MyST notebooks and in pages of Markdown.
+
+    A notebook may repeat its own parameters; a page, which has no code, may repeat those of any notebook.
+    """
+    of_all_notebooks: set[float] = set()  # filled when the first page needs it
     found = []
     for file in files:
         text = file.read_text()
@@ -117,7 +142,7 @@ def check(files: Iterable[Path]) -> list[Finding]:
         values = parameter_values(notebook)
         if all(cell.cell_type != "code" for cell in notebook.cells):
             notebooks = (read(path.read_text()) for path in (ROOT / "notebooks").glob("*.md"))
-            values = everywhere = everywhere or parameter_values(*notebooks)
+            values = of_all_notebooks = of_all_notebooks or parameter_values(*notebooks)
         found += [
             Finding(file, piece.line + line, number, kind, context)
             for piece in pieces(text, notebook)
@@ -126,30 +151,18 @@ def check(files: Iterable[Path]) -> list[Finding]:
     return sorted(found)
 
 
-def read(text: str) -> Any:
+def read(text: str) -> NotebookNode:
     """Parse a MyST notebook."""
     import jupytext
 
     return jupytext.reads(text, fmt="md:myst")
 
 
-def parameter_values(*notebooks: Any) -> set[float]:
-    """Return the numbers in the cells tagged ``parameters``, less their signs."""
-    sources = (
-        cell.source
-        for notebook in notebooks
-        for cell in notebook.cells
-        if cell.cell_type == "code" and "parameters" in cell.metadata.get("tags", [])
-    )
-    nodes = (node for source in sources for node in ast.walk(ast.parse(source)))
-    constants = (node.value for node in nodes if isinstance(node, ast.Constant))
-    return {float(value) for value in constants if isinstance(value, int | float)}
-
-
-def pieces(text: str, notebook: Any) -> Iterator[Piece]:
-    """Yield what readers see of a notebook: text, captions and the strings of its code, less its parameters."""
+def pieces(text: str, notebook: NotebookNode) -> Iterator[Piece]:
+    """Yield the texts of a notebook that readers see: prose, captions, and strings of its code except parameters."""
     lines, here = [line.rstrip() for line in text.split("\n")], 0
     for cell in notebook.cells:
+        # jupytext keeps no line numbers, so find the cell's source below the cell before it
         source, before = [line.rstrip() for line in cell.source.split("\n")], here
         here = next((i for i in range(here, len(lines)) if lines[i : i + len(source)] == source), here)
         if cell.cell_type == "markdown":
@@ -166,13 +179,13 @@ def pieces(text: str, notebook: Any) -> Iterator[Piece]:
 
 
 def strings(source: str) -> Iterator[tuple[int, str]]:
-    """Yield line and text of the strings in a code cell, values in f-strings covered; no docstrings, no formats."""
+    """Yield line and text of the strings in a code cell, without docstrings; values in f-strings are covered."""
     try:
         tree = ast.parse(source)
-    except SyntaxError:  # a magic; the notebook's own run tells
+    except SyntaxError:  # a magic of IPython
         return
     skipped: set[ast.AST] = set()
-    for node in ast.walk(tree):  # breadth first, so that parents come before what they make us skip
+    for node in ast.walk(tree):  # breadth first: a parent comes before the parts of it that it adds to skipped
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
             skipped.add(node.value)
         if isinstance(node, ast.FormattedValue) and node.format_spec is not None:
@@ -193,14 +206,16 @@ def typed_numbers(text: str, values: set[float], *, markdown: bool = True) -> It
     ----------
     text : str
     values : set of float
-        Of parameters, which the text may repeat.
+        Values of parameters, which the text may repeat.
     markdown : bool
-        False for a string of the code, which may be a number altogether: a colour, say.
+        False for a string of the code. Such a string is no text if it has no word: "0.5" may be a shade of grey.
     """
     if not markdown and not re.search(r"[^\W\d_]{2}", text):
         return
     shown = covered(text) if markdown else text
+    # spaces and signs of TeX become plain ones, of the same length
     shown = re.sub(r"\\[,;:! ]|\$", lambda m: " " * len(m[0]), shown).replace(r"\%", " %").replace("~", " ")
+    # numbers that are not measured: constants, places in the paper, identifiers of arXiv, versions of Python
     for pattern in (*(pattern for pattern, _ in CONSTANTS), rf"(?xi:\b{PLACE})", r"(?i:arxiv|python)[:\s]\d+\.\d+"):
         shown = cover(pattern, shown)
     seen = set()
@@ -221,24 +236,24 @@ def typed_numbers(text: str, values: set[float], *, markdown: bool = True) -> It
 
 
 def covered(text: str) -> str:
-    """Return Markdown with everything covered that is not prose: code, roles, names, links, the paper's numbers."""
+    """Return Markdown in which everything but prose is covered: code, names, links, numbers marked as the paper's."""
     text = cover_fenced(text)
     text = cover(r"(?s)<!--.*?-->", text)
     text = cover(r"(?m)^:(?!alt|caption)[\w-]+:.*$", text)  # options of directives
-    text = cover(r"(?m)^\([^()\n]+\)=\s*$|^\{[.#][^}\n]*\}\s*$", text)
-    text = cover(r"\[(?:[^\[\]]|\[[^\[\]]*\])*\]\{[^}\n]*\.paper\b[^}\n]*\}", text)
-    text = re.sub(rf"\{{(?:{SILENT})\}}(`+)(?:([^`]*?)<[^`>]*>|[^`]*?)\1", keep_group(2), text)
-    text = re.sub(r"\{[\w:-]+\}(`+)([^`]+?)\1", keep_group(2), text)  # roles whose content is text
-    text = re.sub(r"(?<!`)(`+)(?!`)([\d.,\s%×-]+)(?<!`)\1(?!`)", keep_group(2), text)  # a number is no code
-    text = cover(r"(?s)(?<!`)(`+)(?!`)(?:(?!\n\s*\n).)+?(?<!`)\1(?!`)", text)
-    text = cover(r"(?<=\])\([^)\s]*\)|<https?:[^>\s]*>|https?://\S+", text)
-    return cover(r"\{[\w:-]+\}|(?<=\$\$)\s\([\w-]+\)", text)
+    text = cover(r"(?m)^\([^()\n]+\)=\s*$|^\{[.#][^}\n]*\}\s*$", text)  # labels, and attributes of blocks
+    text = cover(r"\[(?:[^\[\]]|\[[^\[\]]*\])*\]\{[^}\n]*\.paper\b[^}\n]*\}", text)  # [...]{.paper}
+    text = re.sub(rf"\{{(?:{SILENT})\}}(`+)(?:([^`]*?)<[^`>]*>|[^`]*?)\1", keep_group(2), text)  # roles in SILENT
+    text = re.sub(r"\{[\w:-]+\}(`+)([^`]+?)\1", keep_group(2), text)  # other roles
+    text = re.sub(r"(?<!`)(`+)(?!`)([\d.,\s%×-]+)(?<!`)\1(?!`)", keep_group(2), text)  # `0.84`
+    text = cover(r"(?s)(?<!`)(`+)(?!`)(?:(?!\n\s*\n).)+?(?<!`)\1(?!`)", text)  # code
+    text = cover(r"(?<=\])\([^)\s]*\)|<https?:[^>\s]*>|https?://\S+", text)  # links
+    return cover(r"\{[\w:-]+\}|(?<=\$\$)\s\([\w-]+\)", text)  # names of directives, labels of equations
 
 
 def cover_fenced(text: str) -> str:
-    """Cover fenced code, and the names of directives; what stands in a directive is prose."""
+    """Cover blocks of code and the names of directives; the content of other directives is prose."""
     lines = text.split("\n")
-    fences: list[tuple[str, bool]] = []
+    fences: list[tuple[str, bool]] = []  # the open ones, innermost last: the sign, and whether code is inside
     for i, line in enumerate(lines):
         fence = re.match(r"\s*(`{3,}|~{3,}|:{3,})\s*(.*)", line)
         in_code = bool(fences) and fences[-1][1]
@@ -255,17 +270,17 @@ def cover_fenced(text: str) -> str:
 
 
 def cover(pattern: str, text: str) -> str:
-    """Cover what a pattern finds; lengths and lines stay."""
+    """Return a text in which all matches of a pattern are covered."""
     return re.sub(pattern, lambda match: hidden(match[0]), text)
 
 
 def hidden(text: str) -> str:
-    """Return a cover of the same length and lines."""
+    """Return a text of the same length and lines that is covered as a whole."""
     return re.sub(r"[^\n]", COVER, text)
 
 
-def keep_group(group: int) -> Any:
-    """Return a replacement that covers a match but for one of its groups."""
+def keep_group(group: int) -> Callable[[re.Match[str]], str]:
+    """Return a replacement for ``re.sub`` that covers a match except one of its groups."""
 
     def replacement(match: re.Match[str]) -> str:
         if match[group] is None:

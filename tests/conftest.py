@@ -11,19 +11,18 @@ import http.server
 import importlib
 import math
 import pkgutil
-import shutil
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import pytest
 import torch
 from hypothesis import settings
-from playwright.sync_api import Browser, BrowserContext, Page, Route, sync_playwright
 from scipy import stats
 from torch import Tensor
 
@@ -31,6 +30,9 @@ import vaerobust
 from vaerobust.linear import LinearGaussianVAE
 from vaerobust.model import VAE
 from vaerobust.zoo.data import Images
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, BrowserContext, Page, Route
 
 ALARM = 1e-6
 """Probability with which a statistical test may fail by chance."""
@@ -42,16 +44,6 @@ each is 1.1e-16, and sums of up to 1,000 terms in another order differ by less t
 ROOT = Path(__file__).resolve().parents[1]
 SMOKE = ROOT / "tests/smoke.yml"
 FULL = ROOT / "_build/html"  # looked at too where `make book` has built it
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-BROWSER_OPTIONS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 
 # several threads cost these small tensors more than they give, and results should not depend on the machine
 torch.set_num_threads(1)
@@ -208,17 +200,18 @@ def served(site: Path) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
-    """Start the system's Chromium; a machine without one fails the test, since a skip would go unseen."""
-    found = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if found is None:
-        pytest.fail(
-            f"no browser: none of {', '.join(BROWSERS)} is on the PATH; on Debian: apt-get install chromium",
-            pytrace=False,
-        )
+    """Start the browser that ``make browser`` provides. Without one the test fails, since a skip would go unseen."""
+    # imported here, so that the tests of the core run where Playwright is not installed
+    from browser import NoBrowserError, launch
+    from playwright.sync_api import sync_playwright
+
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=found, headless=True, args=BROWSER_OPTIONS)
-        yield browser
-        browser.close()
+        try:
+            started = launch(playwright)
+        except NoBrowserError as error:
+            pytest.fail(str(error), pytrace=False)
+        yield started
+        started.close()
 
 
 class Visitor:

@@ -19,7 +19,7 @@ RUNS = 600
 
 
 def law_of_the_first_success(chances):
-    """Return P(the loop ends at or before pass k), each pass a new trial with its own chance."""
+    """Return P(the loop ends at or before pass k), where pass k ends it with the k-th probability, independently."""
     return 1 - np.cumprod(1 - np.asarray(chances))
 
 
@@ -38,7 +38,7 @@ GAP = sqrt(log(2 / ALARM) / (2 * RUNS))
 
 
 def test_algorithm_1_as_printed_ends_when_chance_says(linear):
-    """Pass k compares new samples with r = k * step, so it ends with a binomial probability known exactly."""
+    """Pass k compares new samples with r = k * step, so the exact probability that it is the last is binomial."""
     x = uniform(1, linear.weight.shape[1])
     step, samples, generator = 0.2 * linear.quantile(0.5), 20, seeded(0)
     runs = [algorithm_1_as_printed(linear, x, step=step, samples=samples, seed=generator) for _ in range(RUNS)]
@@ -51,7 +51,7 @@ def test_algorithm_1_as_printed_ends_when_chance_says(linear):
 
 
 def test_algorithm_1_as_printed_finds_the_order_statistic_it_converges_to(linear):
-    """Both lie within the sampling error of the exact median, the printed one up to a step above it."""
+    """Both lie within the sampling error of the exact median; the printed one may lie one step further above."""
     x = uniform(1, linear.weight.shape[1])
     samples, step = 20_000, 0.01 * linear.quantile(0.5)
     printed = algorithm_1_as_printed(linear, x, step=step, samples=samples, seed=1)
@@ -74,7 +74,7 @@ def test_algorithm_1_says_when_it_did_not_end(linear):
 
 @pytest.mark.parametrize("level", [0.5, 0.9])
 def test_minimum_r_is_the_exact_quantile_at_every_point(linear, level):
-    """The law does not depend on x; at 1 - ALARM the interval may miss once in a million."""
+    """The law of D does not depend on x. At confidence 1 - ALARM an interval misses once in a million."""
     x = uniform(4, linear.weight.shape[1])
     found = minimum_r(linear, x, level=level, samples=5000, seed=3, confidence=1 - ALARM)
     exact = linear.quantile(level)
@@ -101,7 +101,7 @@ def algorithm_2_law(kind, r, step, start, samples):
 
 @pytest.mark.parametrize("kind", [LinearGaussianVAE, SpreadingVAE], ids=["constant sigma", "sigma grows with radius"])
 def test_algorithm_2_as_printed_ends_when_chance_says(kind):
-    """It perturbs sigma, and returns one step less than the radius that it accepted."""
+    """The algorithm perturbs sigma, and returns one step less than the radius that it accepted."""
     model, x = square_model(gain=0.5, kind=kind), torch.zeros(1, 4, dtype=torch.float64)
     r, options = 0.35, {"step": 0.05, "start": 0.8, "samples": 15}
     tried, law = algorithm_2_law(kind, r, **options)
@@ -118,7 +118,7 @@ def test_algorithm_2_as_printed_ends_when_chance_says(kind):
 
 
 def test_algorithm_2_says_where_it_would_go_on_for_ever(square):
-    """Below the median of D(x) half of the samples are never within r; it ends at the first radius below 0."""
+    """With r below the median of D(x), fewer than half of the samples lie within r at every R. It ends at R < 0."""
     x, r = uniform(1, 4), 0.5 * square.quantile(0.01)
     run = algorithm_2_as_printed(square, x, r, step=0.25, start=1.0, samples=200, seed=0)
     assert not run.ended
@@ -135,7 +135,7 @@ def test_algorithm_2_says_where_it_would_go_on_for_ever(square):
 
 @pytest.mark.parametrize(("start", "step"), [(1e30, 0.1), (10.0, 1e-16), (2.0**53 + 2, 1.0)])
 def test_algorithm_2_refuses_a_step_that_rounding_swallows(start, step, square):
-    """Next to start, numbers are further apart than the step; the last start moves once and then stays."""
+    """Next to these starts, numbers are further apart than the step. Rounding moves the last one once, then never."""
     with pytest.raises(
         ValueError, match=rf"^step must be at least .* start = {re.escape(repr(start))}.*, but is {step}"
     ):
@@ -144,7 +144,7 @@ def test_algorithm_2_refuses_a_step_that_rounding_swallows(start, step, square):
 
 @pytest.mark.parametrize("start", [1e30, 10.0, 2.0**53 + 2, 1e-300])
 def test_algorithm_2_takes_every_step_that_moves_the_radius(start, square):
-    """With the least step that it takes, the second radius is below the first; with r so large one pass is enough."""
+    """The smallest step that is accepted lowers the radius. With r this large the first pass is the last one."""
     run = algorithm_2_as_printed(square, uniform(1, 4), 1e40, step=math.ulp(start), start=start, samples=1)
     assert run.ended
     assert (run.value, run.iterations) == (math.nextafter(start, 0), 1)
@@ -152,7 +152,7 @@ def test_algorithm_2_takes_every_step_that_moves_the_radius(start, square):
 
 @pytest.mark.parametrize("step", [1e-20, 1e-300, 5e-324])
 def test_algorithm_1_ends_however_small_its_step(step, linear):
-    """It starts from 0, where numbers are dense, and its limit of iterations is met long before they are not."""
+    """It starts from r = 0 and meets its limit of iterations long before rounding could swallow a step."""
     run = algorithm_1_as_printed(linear, uniform(1, linear.weight.shape[1]), step=step, samples=2, most=50)
     assert not run.ended
     assert np.isnan(run.value)

@@ -1,4 +1,4 @@
-"""Attacks: always feasible, and as strong as the exact worst case where that is known."""
+"""Attacks: they respect radius and box, and they find the exact worst case where that is known."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from vaerobust import batches
 from vaerobust.attacks import METHODS, AttackSettings, latent_attack, maximum_damage, output_attack, project
 
 QUICK = AttackSettings(steps=3, restarts=2, samples=3, choosing_samples=3)
-"""Settings for what holds however short the search is."""
+"""A quick attack, for properties that hold for every attack."""
 
 
 def every_attack(model, options=QUICK):
@@ -143,7 +143,7 @@ def test_the_exact_worst_direction_of_a_linear_model_is_found(method):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_exact_worst_case_within_the_box_is_found(method):
-    """With one latent the distance is |a . delta|, and its largest value over ball and box solves in one variable.
+    """With one latent the distance is |a . delta|, whose largest value over ball and box is a root in one variable.
 
     On a linear function projected gradient is the proximal point method, whose gap is at most ||a|| times the squared
     distance to the optimum, (2 R)^2, over twice the sum of its step lengths, R (steps + 2) / 4.
@@ -169,7 +169,7 @@ def test_the_exact_worst_case_within_the_box_is_found(method):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_objective_is_the_mean_distance_on_new_noise(method, square):
-    """Where all directions are alike, E D at the radius is the mean of a noncentral chi law, whatever the attack.
+    """Where all directions are alike, E D at the radius is the mean of a noncentral chi law for every attack.
 
     D is a norm of a normal vector, so its variance is at most s^2 (Gaussian Poincare inequality).
     """
@@ -194,7 +194,7 @@ def quiet_vae(pixels, **options):
 @pytest.mark.parametrize("box", [False, True])
 @pytest.mark.parametrize("seed", range(3))
 def test_both_optimisers_find_the_global_optimum_in_two_dimensions(seed, box):
-    """Against all points of a grid over the disc; between them the distance rises by its slope times the spacing."""
+    """Compared with a grid over the disc. Between its points D rises by slope times spacing at most."""
     model, x, radius = quiet_vae(2, seed=seed), uniform(1, 2, seed=seed), 0.6
     length, angle = torch.linspace(0, radius, 201).double(), torch.linspace(0, 2 * torch.pi, 1601).double()[:-1]
     delta = torch.stack([length[:, None] * angle.cos(), length[:, None] * angle.sin()], -1)
@@ -229,7 +229,7 @@ def test_both_optimisers_beat_random_search_on_a_relu_network(box):
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize(("perturb_sigma", "growth"), [(False, 1.0), (True, float(np.exp(0.5)))])
 def test_sigma_is_attacked_where_it_was_asked_for(method, perturb_sigma, growth):
-    """A = 0 leaves sigma = 0.1 exp(||x||) as the only thing to attack; at x = 0 the best is exp(R) times as much."""
+    """With A = 0 only sigma = 0.1 exp(||x||) can be attacked. At x = 0 an attack multiplies it by exp(R) at most."""
     model, x = square_model(gain=0.0, kind=SpreadingVAE), torch.zeros(1, 4, dtype=torch.float64)
     attack = AttackSettings(method=method, perturb_sigma=perturb_sigma, choosing_samples=4000)
     found = maximum_damage(model, x, 0.5, attack, seed=1)
@@ -303,8 +303,8 @@ def test_with_radius_zero_nothing_moves(attack, vae):
 @pytest.mark.parametrize("box", [False, True])
 @pytest.mark.parametrize("name", ATTACKS)
 def test_a_point_is_attacked_alike_in_any_order_company_and_chunk(name, box, vae, monkeypatch):
-    """The same noise and starts for all: only roundings of 1e-16 differ, which each of three steps may enlarge by
-    the network's gain over the length of its gradient, below a hundredfold here."""
+    """All points have the same noise and starts, so only roundings of 1e-16 differ. Each of three steps may enlarge
+    them by the network's gain over the length of its gradient, which is below 100 here."""
     x, target = uniform(5, 12), uniform(5, 12, seed=1)
     radius = torch.linspace(0.1, 0.6, 5, dtype=torch.float64)
     attack = every_attack(vae, replace(QUICK, box=box))[name]
@@ -344,7 +344,7 @@ def test_a_models_gradients_are_left_alone():
 
 
 def test_the_objective_is_unbiased_however_many_restarts_it_was_chosen_from(square):
-    """The best of 30 restarts on one sample looks far better on that sample, and no better than E D on a new one.
+    """The best of 30 restarts on one sample is far better than E D on that sample, but not on a new one.
 
     Directions are all alike, so E D is known; its variance is at most s^2, as above, in each of 200 repetitions.
     """

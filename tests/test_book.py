@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 from pathlib import Path
 from urllib.parse import unquote, urljoin, urlsplit
 
-import build
+import execution
+import freshness
 import jupytext
 import nbformat
+import parameters
 import pytest
 import yaml
 from bs4 import BeautifulSoup
@@ -34,7 +37,7 @@ def test_overrides_name_parameters_that_exist():
     overrides = yaml.safe_load(SMOKE.read_text())
     assert set(overrides) == {path.stem for path in NOTEBOOKS}
     for path in NOTEBOOKS:
-        known = set(build.parameter_names(jupytext.read(path)))
+        known = set(parameters.parameter_names(jupytext.read(path)))
         assert known, f"{path.name} has no parameters"
         assert set(overrides[path.stem]) <= known, f"{path.name} lacks {set(overrides[path.stem]) - known}"
 
@@ -67,18 +70,59 @@ def test_change_of_what_a_notebook_depends_on_makes_it_run_again(smoke, what, mo
     """Compare with a record in which one thing was different when the copy was made."""
     overrides = yaml.safe_load(SMOKE.read_text())
     sources = {path.stem: path for path in NOTEBOOKS}
-    assert build.out_of_date(sources, overrides, smoke, 600) == []
-    honest = build.recorded
-    monkeypatch.setattr(build, "recorded", lambda copy: {"made_from": honest(copy)["made_from"] | {what: "different"}})
-    assert {task.source.stem for task in build.out_of_date(sources, overrides, smoke, 600)} == set(sources)
+    assert freshness.out_of_date(sources, overrides, smoke, 600) == []
+    honest = freshness.recorded
+    monkeypatch.setattr(
+        freshness, "recorded", lambda copy: {"made_from": honest(copy)["made_from"] | {what: "different"}}
+    )
+    assert {task.source.stem for task in freshness.out_of_date(sources, overrides, smoke, 600)} == set(sources)
+
+
+@pytest.mark.parametrize(
+    ("source", "may"),
+    [
+        ("from vaerobust.study import summaries", True),
+        ("from vaerobust.study.summaries import read", True),
+        ("import vaerobust.study.summaries as kept", True),
+        ("from vaerobust import study", True),
+        ("def later():\n    from vaerobust.study import summaries", True),
+        ("%matplotlib inline", True),  # no Python: what it imports is unknown
+        ("from vaerobust import criterion, margins", False),
+        ("import vaerobust.studying", False),
+        ("summaries = 'vaerobust.study'", False),
+    ],
+)
+def test_a_notebook_may_read_summaries_if_it_imports_from_their_room(source, may):
+    notebook = nbformat.v4.new_notebook(
+        cells=[
+            nbformat.v4.new_markdown_cell("from vaerobust.study import summaries"),
+            nbformat.v4.new_code_cell("import numpy"),
+            nbformat.v4.new_code_cell(source),
+        ]
+    )
+    assert freshness.may_read_summaries(notebook) == may
+
+
+def test_stored_summaries_are_where_the_build_looks():
+    assert sum(path.suffix == ".json" for path in freshness.files_under(freshness.SUMMARIES)) > 50
+
+
+def test_the_environment_of_kernels_is_set_and_restored(tmp_path, monkeypatch):
+    monkeypatch.setenv("JUPYTER_PATH", "/elsewhere")
+    before = os.environ.copy()
+    with execution.kernel_environment(tmp_path, threads=3):
+        assert os.environ["OMP_NUM_THREADS"] == "3"
+        assert os.environ["PYTHONPATH"].split(os.pathsep)[0] == str(ROOT)
+        assert "JUPYTER_PATH" not in os.environ
+    assert os.environ.copy() == before
 
 
 def test_failing_notebook_is_named_and_leaves_no_copy(tmp_path):
     source = tmp_path / "bad.md"
     cell = "```{code-cell} ipython3\nvalue = 0\n1 / value\n```\n"
     source.write_text(f"---\nkernelspec:\n  name: python3\n  display_name: Python 3\n---\n# Bad\n\n{cell}")
-    task = build.Task(source, tmp_path / "out.ipynb", tmp_path / "failed.ipynb", {}, {}, 60)
-    problems = build.execute([task], 1)
+    task = freshness.Task(source, tmp_path / "out.ipynb", tmp_path / "failed.ipynb", {}, {}, 60)
+    problems = execution.execute([task], 1)
     assert "ZeroDivisionError" in problems["bad"]
     assert "1 / value" in problems["bad"]
     assert not task.target.exists()
@@ -195,3 +239,17 @@ def test_make_help_lists_every_target():
     listed = [line.split()[0] for line in done.stdout.splitlines() if line.startswith("  ")]
     assert sorted(listed) == sorted(declared)
     assert {"book", "test", "smoke", "train", "serve", "bench", "lint", "clean"} <= set(listed)
+
+
+@pytest.mark.parametrize("name", ["developers", "rerun"])
+def test_pages_about_the_code_name_files_and_targets_that_exist(name):
+    text = (ROOT / f"book/{name}.md").read_text()
+    named = set(re.findall(r"`((?:[\w.]+/)*[\w.]+\.(?:py|md|yml|toml|json)|[\w./]+/)`", text))
+    named -= {"notebooks/10_name.md"}  # the chapter to be written
+    paths = {path for path in named if not path.startswith(("_build/", "NAME."))}
+    assert len(paths) > 3
+    missing = {path for path in paths if not any((folder / path).exists() for folder in (ROOT, ROOT / "vaerobust"))}
+    assert missing == set()
+    targets = set(re.findall(r"\bmake (\w+)`", text)) | set(re.findall(r"^make (\w+)", text, re.MULTILINE))
+    declared = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)[1].split()
+    assert targets <= set(declared)

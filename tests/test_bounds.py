@@ -26,7 +26,7 @@ BOUNDS = {
 
 
 def columns(found):
-    """Return the tensors with one number per point that a bound consists of."""
+    """Return the tensors of a bound, each with one number per point."""
     return [found] if isinstance(found, torch.Tensor) else [v for v in vars(found).values() if torch.is_tensor(v)]
 
 
@@ -77,7 +77,7 @@ def test_theorem_1_is_its_formula(linear):
 
 
 def test_the_quotient_is_the_least_sigma_times_the_probit_over_the_norm():
-    """By hand: Phi^-1(0.975) is the known 1.959964, and the quotient is 0 up to 1/2 even where the norm is 0."""
+    """Computed by hand with Phi^-1(0.975) = 1.959964. The quotient is 0 up to p = 1/2, even where the norm is 0."""
     sigma = torch.tensor([[0.3, 0.2], [0.1, 0.5], [1.0, 2.0]], dtype=torch.float64)
     norm = torch.tensor([2.0, 4.0, 0.0], dtype=torch.float64)
     found = theorem_1_quotient(sigma, norm, 0.975)
@@ -112,7 +112,7 @@ def test_theorem_1_interval_covers_the_exact_bound(linear):
     st.integers(0, 99),
 )
 def test_theorem_1_is_below_the_exact_margin(latents, more, level, sigma, seed):
-    """The encoder is linear, so there are no higher orders: Theorem 1 holds as it stands; 1e-9 for root finding."""
+    """A linear encoder has no higher orders, so Theorem 1 holds without them. 1e-9 is the error of the root finding."""
     model = LinearGaussianVAE(latents + more, latents, sigma=sigma, seed=seed)
     r = model.quantile(level)
     assert 0 <= model.theorem_1(r) <= model.margin(r) * (1 + 1e-9)
@@ -120,7 +120,7 @@ def test_theorem_1_is_below_the_exact_margin(latents, more, level, sigma, seed):
 
 
 def test_the_bound_is_zero_where_half_of_the_samples_leave(linear):
-    """At the 0.2 quantile 2,000 samples put half within r with a probability far below ALARM."""
+    """At the 0.2 quantile, half of 2,000 samples lie within r with a probability far below ALARM."""
     x = uniform(2, linear.weight.shape[1])
     r = torch.tensor([0.0, linear.quantile(0.2)], dtype=torch.float64)
     found = theorem_1(linear, x, r, samples=2000, seed=0)

@@ -1,4 +1,4 @@
-"""Bad inputs: every public function names the argument and tells what it was."""
+"""Wrong arguments: every public function names the argument and says what it was."""
 
 from __future__ import annotations
 

@@ -11,14 +11,19 @@ import build
 import claims
 import nbformat
 import pytest
+import wording
 import yaml
+from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
+from ledger import Ledger, as_json, judge_build, verdict_of_part, verdict_of_parts
+from ledger import judge as judge_copies
+from registry import FIELDS, LEAST, RANGES, LedgerError, load_registry
 
 from vaerobust.page.numbers import CLAIM
 
-BUILT = claims.ROOT / "_build/claims.json"
-RANK = {word: i for i, word in enumerate((*claims.RANGES, "undecided"))}
+BUILT = ROOT / "_build/claims.json"
+RANK = {word: i for i, word in enumerate((*RANGES, "undecided"))}
 
 RULE = {"reproduced": [0.7, 1], "partly": [0.5, 1], "not": [-1, 0.7]}
 RECORD = {
@@ -54,8 +59,8 @@ def notebook(*cells: list[dict], parameters: dict | None = None) -> nbformat.Not
     return made
 
 
-def judge(rules: list[dict], **notebooks: nbformat.NotebookNode) -> claims.Ledger:
-    return claims.judge(rules, {name.removeprefix("nb_"): made for name, made in notebooks.items()})
+def judge(rules: list[dict], **notebooks: nbformat.NotebookNode) -> Ledger:
+    return judge_copies(rules, {name.removeprefix("nb_"): made for name, made in notebooks.items()})
 
 
 # The rules
@@ -77,7 +82,7 @@ def judge(rules: list[dict], **notebooks: nbformat.NotebookNode) -> claims.Ledge
     ],
 )
 def test_verdict_of_an_interval(low, high, verdict):
-    assert claims.verdict_of_part(RULE, low, high) == verdict
+    assert verdict_of_part(RULE, low, high) == verdict
 
 
 @pytest.mark.parametrize(
@@ -91,21 +96,21 @@ def test_verdict_of_an_interval(low, high, verdict):
     ],
 )
 def test_verdict_with_open_ranges(rule, low, high, verdict):
-    assert claims.verdict_of_part(rule, low, high) == verdict
+    assert verdict_of_part(rule, low, high) == verdict
 
 
 numbers = st.floats(-10, 10)
 intervals = st.tuples(numbers, numbers).map(sorted)
 ranges = intervals | st.tuples(st.none() | numbers, st.none()).map(list) | st.tuples(st.none(), numbers).map(list)
 rules = st.fixed_dictionaries({"reproduced": ranges, "not": ranges}, optional={"partly": ranges})
-verdicts = st.sampled_from(list(claims.WORDS))
+verdicts = st.sampled_from(list(wording.WORDS))
 
 
 @given(rules, intervals)
 def test_verdict_is_the_first_range_that_holds_every_point(rule, interval):
-    found = claims.verdict_of_part(rule, *interval)
+    found = verdict_of_part(rule, *interval)
     points = [interval[0] + (interval[1] - interval[0]) * k / 8 for k in range(8)] + [interval[1]]
-    for word in claims.RANGES:
+    for word in RANGES:
         if word in rule:
             low, high = rule[word]
             holds = all((low is None or low <= point) and (high is None or point <= high) for point in points)
@@ -118,13 +123,13 @@ def test_verdict_is_the_first_range_that_holds_every_point(rule, interval):
 def test_a_narrower_interval_is_never_judged_worse(rule, interval, a, b):
     low, high = sorted(interval[0] + (interval[1] - interval[0]) * share for share in (a, b))
     inside = max(low, interval[0]), min(high, interval[1])  # rounding may leave the interval
-    assert RANK[claims.verdict_of_part(rule, *inside)] <= RANK[claims.verdict_of_part(rule, *interval)]
+    assert RANK[verdict_of_part(rule, *inside)] <= RANK[verdict_of_part(rule, *interval)]
 
 
 @given(st.lists(verdicts, min_size=1, max_size=6))
 def test_verdict_of_parts(found):
-    together = claims.verdict_of_parts(found)
-    assert together == claims.verdict_of_parts(random.Random(0).sample(found, len(found)))
+    together = verdict_of_parts(found)
+    assert together == verdict_of_parts(random.Random(0).sample(found, len(found)))
     if len(set(found)) == 1:
         assert together == found[0]
     elif "reproduced" in found or "partly" in found:
@@ -134,10 +139,10 @@ def test_verdict_of_parts(found):
 
 
 def test_registry_of_the_book_is_well_formed():
-    rules = claims.load_registry()
-    assert len(rules) >= claims.LEAST
+    rules = load_registry()
+    assert len(rules) >= LEAST
     for rule in rules:
-        assert claims.rule_in_words(rule)
+        assert wording.rule_in_words(rule)
 
 
 @pytest.mark.parametrize(
@@ -160,17 +165,17 @@ def test_registry_of_the_book_is_well_formed():
 )
 def test_registry_that_is_not_well_formed(tmp_path, change, message):
     (tmp_path / "claims.yml").write_text(yaml.safe_dump(registry(change)))
-    with pytest.raises(claims.LedgerError, match=message):
-        claims.load_registry(tmp_path / "claims.yml", least=1)
+    with pytest.raises(LedgerError, match=message):
+        load_registry(tmp_path / "claims.yml", least=1)
 
 
 def test_registry_lists_all_that_is_wrong(tmp_path):
     rules = registry({"reproduced": [1, 0]}, {})
     del rules[1]["place"]
     (tmp_path / "claims.yml").write_text(yaml.safe_dump(rules))
-    with pytest.raises(claims.LedgerError) as error:
-        claims.load_registry(tmp_path / "claims.yml")
-    for part in ("should have 25", "stands there twice", "reproduced must be", "lacks place"):
+    with pytest.raises(LedgerError) as error:
+        load_registry(tmp_path / "claims.yml")
+    for part in ("must have at least 25", "bound-loose has more than one record", "reproduced must be", "lacks place"):
         assert part in str(error.value)
 
 
@@ -192,11 +197,11 @@ def test_parts_are_judged_one_by_one_and_together():
     ("rules", "notebooks", "message"),
     [
         (registry(), {"nb_02_theorem_1": notebook([])}, "02_theorem_1 does not record: bound-loose"),
-        (registry(), {}, "02_theorem_1 is not among the executed notebooks, to record: bound-loose"),
+        (registry(), {}, "02_theorem_1 is not among the executed notebooks, but should record: bound-loose"),
         (
             registry(),
             {"nb_02_theorem_1": notebook([record()]), "nb_03": notebook([record(part="a")])},
-            "03 records bound-loose, which the registry has in 02_theorem_1",
+            "03 records bound-loose, which the registry places in 02_theorem_1",
         ),
         (registry(), {"nb_02_theorem_1": notebook([record()], [record()])}, "records bound-loose twice without a part"),
         (registry(), {"nb_02_theorem_1": notebook([record(part="a"), record(part="a")])}, "bound-loose twice for a"),
@@ -204,13 +209,13 @@ def test_parts_are_judged_one_by_one_and_together():
     ],
 )
 def test_records_that_do_not_fit_the_registry(rules, notebooks, message):
-    with pytest.raises(claims.LedgerError, match=message):
+    with pytest.raises(LedgerError, match=message):
         judge(rules, **notebooks)
 
 
 def test_all_misfits_are_told_at_once():
     rules = registry({"name": "a"}, {"name": "b"}, {"name": "c", "notebook": "03"})
-    with pytest.raises(claims.LedgerError) as error:
+    with pytest.raises(LedgerError) as error:
         judge(rules, nb_02_theorem_1=notebook([record("d")]))
     assert str(error.value).count("\n- ") + 1 == 3
     assert "does not record: a, b" in str(error.value)
@@ -221,18 +226,18 @@ def test_build_writes_the_ledger_or_leaves_none(tmp_path):
     copy_ = tmp_path / "out/executed/notebooks/02_theorem_1.ipynb"
     copy_.parent.mkdir(parents=True)
     nbformat.write(notebook([record()], parameters={"points": 3}), copy_)
-    ledger = claims.judge_build(tmp_path / "out", tmp_path / "claims.yml", least=1)
+    ledger = judge_build(tmp_path / "out", tmp_path / "claims.yml", least=1)
     assert json.loads((tmp_path / "out/claims.json").read_text()) == ledger
     assert ledger["changed"] == {"02_theorem_1": {"points": 3}}
     nbformat.write(notebook([]), copy_)
-    with pytest.raises(claims.LedgerError):
-        claims.judge_build(tmp_path / "out", tmp_path / "claims.yml", least=1)
+    with pytest.raises(LedgerError):
+        judge_build(tmp_path / "out", tmp_path / "claims.yml", least=1)
     assert not (tmp_path / "out/claims.json").exists()
 
 
 def test_build_stops_and_says_why(tmp_path, capsys):
     assert not build.judge_claims(tmp_path)
-    rules = claims.load_registry()
+    rules = load_registry()
     told = capsys.readouterr().err
     assert all(f"{rule['notebook']} is not among the executed notebooks" in told for rule in rules)
     assert all(rule["name"] in told for rule in rules)
@@ -240,13 +245,13 @@ def test_build_stops_and_says_why(tmp_path, capsys):
 
 def test_whole_registry_can_be_recorded():
     """What the book's own rules would make of numbers in the midst of their ranges."""
-    rules = claims.load_registry()
+    rules = load_registry()
     cells: dict[str, list] = {}
     for rule in rules:
         low, high = rule["reproduced"]
         middle = low + 1 if high is None else high - 1 if low is None else (low + high) / 2
         cells.setdefault(rule["notebook"], []).append([record(rule["name"], middle, spread=0)])
-    ledger = claims.judge(rules, {name: notebook(*found) for name, found in cells.items()})
+    ledger = judge_copies(rules, {name: notebook(*found) for name, found in cells.items()})
     assert {claim["verdict"] for claim in ledger["claims"]} == {"reproduced"}
     assert claims.differing_rules(ledger, rules) == []
 
@@ -255,21 +260,21 @@ def test_whole_registry_can_be_recorded():
 
 
 @pytest.fixture(scope="session")
-def committed() -> claims.Ledger:
+def committed() -> Ledger:
     assert claims.COMMITTED.exists(), "there is no book/claims.json: run make book, then make claims"
     return json.loads(claims.COMMITTED.read_bytes())
 
 
 def test_committed_record_was_judged_by_the_rules_of_the_registry(committed):
-    problems = claims.differing_rules(committed, claims.load_registry())
+    problems = claims.differing_rules(committed, load_registry())
     assert not problems, "run make book, then make claims:\n" + "\n".join(problems)
 
 
 def test_committed_verdicts_follow_from_the_committed_numbers(committed):
     for claim in committed["claims"]:
-        found = [claims.verdict_of_part(claim, part["low"], part["high"]) for part in claim["parts"]]
+        found = [verdict_of_part(claim, part["low"], part["high"]) for part in claim["parts"]]
         assert found == [part["verdict"] for part in claim["parts"]], claim["name"]
-        assert claim["verdict"] == claims.verdict_of_parts(found), claim["name"]
+        assert claim["verdict"] == verdict_of_parts(found), claim["name"]
 
 
 def test_committed_record_is_of_full_scale(committed):
@@ -292,7 +297,7 @@ def test_last_build_has_the_committed_verdicts(committed):
 
 
 @pytest.fixture
-def ledger() -> claims.Ledger:
+def ledger() -> Ledger:
     rules = registry({"name": "a"}, {"name": "b"}, {"name": "eq-7-holds"}, {"name": "d"})
     made = notebook(
         [record("a"), record("b", 0.0)],
@@ -301,7 +306,7 @@ def ledger() -> claims.Ledger:
     return judge(rules, nb_02_theorem_1=made)
 
 
-def judged_again(ledger: claims.Ledger) -> claims.Ledger:
+def judged_again(ledger: Ledger) -> Ledger:
     """Judge the numbers of a ledger anew."""
     cells = [
         [
@@ -330,7 +335,7 @@ def test_number_that_leaves_its_range_is_a_difference(ledger, place):
     assert f"is {now['verdict'].upper()}" in message
     for claim in (before, now):
         for part in claim["parts"]:
-            assert claims.measured(part, ".2f") in message
+            assert wording.measured(part, ".2f") in message
 
 
 def test_number_that_stays_in_its_range_is_none(ledger):
@@ -343,17 +348,17 @@ def test_number_that_stays_in_its_range_is_none(ledger):
 def test_claim_or_part_that_comes_or_goes_is_a_difference(ledger):
     fewer = copy.deepcopy(ledger)
     gone = fewer["claims"].pop(0)
-    assert claims.differences(ledger, fewer) == ["a: only in the one before"]
-    assert claims.differences(fewer, ledger) == ["a: only in the one after"]
+    assert claims.differences(ledger, fewer) == ["a: only in the ledger before"]
+    assert claims.differences(fewer, ledger) == ["a: only in the ledger after"]
     fewer["claims"].insert(0, gone | {"parts": []})
     assert len(claims.differences(ledger, fewer)) == 1
 
 
-@pytest.mark.parametrize("field", sorted(claims.FIELDS - {"name"} | {"partly"}))
+@pytest.mark.parametrize("field", sorted(FIELDS - {"name"} | {"partly"}))
 def test_changed_rule_is_told(ledger, field):
     rules = [{key: claim[key] for key in RECORD} for claim in ledger["claims"]]
     assert claims.differing_rules(ledger, rules) == []
-    rules[2] = rules[2] | {field: [0, 0.1] if field in claims.RANGES else "else"}
+    rules[2] = rules[2] | {field: [0, 0.1] if field in RANGES else "else"}
     assert claims.differing_rules(ledger, rules) == [f"eq-7-holds was judged by another text of: {field}"]
     assert len(claims.differing_rules(ledger, rules[:2] + registry({"name": "new"}))) == 3
     assert len(claims.differing_rules(ledger, [*reversed(rules[:2])] + [ledger["claims"][2]] + rules[3:])) == 1
@@ -369,7 +374,7 @@ def project(tmp_path, monkeypatch, ledger):
     monkeypatch.setattr(claims, "load_registry", lambda: rules)
     (tmp_path / "README.md").write_text("# Top\n\n<!-- claims -->\noutdated\n<!-- /claims -->\n\nEnd\n")
     (tmp_path / "_build").mkdir()
-    (tmp_path / "_build/claims.json").write_bytes(claims.as_json(ledger))
+    (tmp_path / "_build/claims.json").write_bytes(as_json(ledger))
     return tmp_path
 
 
@@ -396,7 +401,7 @@ def test_make_claims_accepts_a_full_build(project, ledger, capsys):
 def test_make_claims_refuses_another_build(project, ledger, capsys, change, message):
     (project / "_build/claims.json").unlink()
     if change is not None:
-        (project / "_build/claims.json").write_bytes(claims.as_json(ledger | change))
+        (project / "_build/claims.json").write_bytes(as_json(ledger | change))
     assert claims.main() == 1
     assert message in capsys.readouterr().err
     assert not (project / "claims.json").exists()
@@ -407,21 +412,21 @@ def test_make_claims_refuses_another_build(project, ledger, capsys, change, mess
 
 
 def test_summary_names_every_claim_once_under_its_verdict(ledger):
-    table = claims.summary(ledger)
+    table = wording.summary(ledger)
     rows = {row.split("|")[1].strip(): row for row in table.splitlines()[2:]}
-    assert list(rows) == list(claims.WORDS.values())
+    assert list(rows) == list(wording.WORDS.values())
     for claim in ledger["claims"]:
-        assert claims.title(claim) in rows[claims.WORDS[claim["verdict"]]]
-    for word, row in zip(claims.WORDS, rows.values(), strict=True):
-        assert int(row.split("|")[2]) == len(claims.by_verdict(ledger["claims"], word))
-    assert all(f"<claim-{claim['name']}>`" in claims.summary(ledger, linked=True) for claim in ledger["claims"])
+        assert wording.title(claim) in rows[wording.WORDS[claim["verdict"]]]
+    for word, row in zip(wording.WORDS, rows.values(), strict=True):
+        assert int(row.split("|")[2]) == len(wording.by_verdict(ledger["claims"], word))
+    assert all(f"<claim-{claim['name']}>`" in wording.summary(ledger, linked=True) for claim in ledger["claims"])
 
 
 @pytest.mark.parametrize(
     ("name", "title"), [("eq-7-jacobian", "Eq. 7 Jacobian"), ("bound-loose", "Bound loose"), ("tc-robust", "TC robust")]
 )
 def test_title(name, title):
-    assert claims.title({"name": name}) == title
+    assert wording.title({"name": name}) == title
 
 
 @pytest.mark.parametrize(
@@ -443,7 +448,7 @@ def test_title(name, title):
     ],
 )
 def test_rule_in_words(rule, words):
-    assert claims.rule_in_words(rule) == words
+    assert wording.rule_in_words(rule) == words
 
 
 @pytest.mark.parametrize(
@@ -457,13 +462,13 @@ def test_rule_in_words(rule, words):
 )
 def test_measured_value_in_words(low, high, n, words):
     part = {"value": 0.8, "low": low, "high": high, "n": n}
-    assert claims.measured(part, ".2f").replace("\xa0", " ") == words
+    assert wording.measured(part, ".2f").replace("\xa0", " ") == words
 
 
 def test_entry_has_everything_and_markdown_finds_nothing_to_format():
     made = notebook([record(part="MNIST", n=1000), record(part="a_b", value=0.0)])
     (claim,) = judge(registry(), nb_02_theorem_1=made)["claims"]
-    text = claims.in_full(claim)
+    text = wording.in_full(claim)
     for shown in (
         "(claim-bound-loose)=\n## 1. Bound loose\n",
         "The bound is loose.",
@@ -476,22 +481,22 @@ def test_entry_has_everything_and_markdown_finds_nothing_to_format():
         r"Reason" "\n" r": Half of the \<variance\>.",
     ):
         assert shown in text
-    line = claims.line(claim)
+    line = wording.line(claim)
     assert line.startswith(
         "(measured-bound-loose)=\n\n{.verdict .partly}\n{ref}`Claim 1 <claim-bound-loose>`, Section 3"
     )
     assert "(MNIST ✔\xa0reproduced; a\\_b ✘\xa0not reproduced)" in line
-    assert "means nothing" in claims.line(claim, changed=True)
+    assert "means nothing" in wording.line(claim, changed=True)
 
 
 def test_changed_parameters_are_warned_of(ledger):
-    assert claims.warning(ledger) == ""
-    assert "`02_theorem_1`" in claims.warning(ledger | {"changed": {"02_theorem_1": {"points": 3}}})
+    assert wording.warning(ledger) == ""
+    assert "`02_theorem_1`" in wording.warning(ledger | {"changed": {"02_theorem_1": {"points": 3}}})
 
 
 @pytest.fixture
 def on_page(monkeypatch):
-    monkeypatch.syspath_prepend(claims.ROOT / "book/_ext")
+    monkeypatch.syspath_prepend(ROOT / "book/_ext")
     return pytest.importorskip("claims_on_page")
 
 
@@ -516,14 +521,14 @@ def test_notebook_without_ledger_only_loses_its_records(on_page):
 
 
 def test_page_gets_what_it_asks_for(on_page, tmp_path, ledger):
-    (tmp_path / "claims.json").write_bytes(claims.as_json(ledger))
+    (tmp_path / "claims.json").write_bytes(as_json(ledger))
     source = ["# Page\n\n<!-- claims: summary -->\n\n<!-- claims: entries -->\n\nEnd \\1 <!-- other -->\n"]
     on_page.fill(tmp_path, "page", source)
-    assert claims.summary(ledger, linked=True) in source[0]
-    assert claims.entries(ledger) in source[0]
+    assert wording.summary(ledger, linked=True) in source[0]
+    assert wording.entries(ledger) in source[0]
     assert source[0].endswith("End \\1 <!-- other -->\n")
 
 
 @pytest.mark.parametrize("name", ["index.md", "claims.md"])
 def test_pages_ask_for_the_summary(name):
-    assert "\n<!-- claims: summary -->\n" in (claims.ROOT / "book" / name).read_text()
+    assert "\n<!-- claims: summary -->\n" in (ROOT / "book" / name).read_text()

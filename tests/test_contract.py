@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import types
+from functools import partial
 
 import pytest
 import torch
@@ -50,14 +51,18 @@ def linear(fan_in: int, fan_out: int, seed: int = 0) -> nn.Linear:
         return nn.Linear(fan_in, fan_out).double()
 
 
+def _changed(own, change, given):
+    return change(own(given))
+
+
 def with_(vae: VAE, **methods) -> VAE:
     """Replace methods of a model; each is given what the method returned."""
     for name, change in methods.items():
-        setattr(vae, name, lambda given, own=getattr(vae, name), change=change: change(own(given)))
+        setattr(vae, name, partial(_changed, getattr(vae, name), change))
     return vae
 
 
-# -- 1. NaN is never counted as robust, and failures are counted exactly ------------------------------------------------
+# -- 1. NaN is never counted as robust, and failures are counted exactly ----------------------------------------------
 
 
 def nan_for_some(out):
@@ -99,7 +104,7 @@ def test_failures_are_counted_exactly_in_every_type(dtype):
     assert float(_sums(fails, _powers(eta.float() if dtype.itemsize == 2 else eta))[0, 0, 0]) == int(fails.sum())
 
 
-# -- 2. and 4. sigma ----------------------------------------------------------------------------------------------------
+# -- 2. and 4. sigma --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -128,7 +133,7 @@ def test_a_sigma_that_is_zero_at_one_of_many_points_is_an_error(vae):
         distances(vae, x)
 
 
-# -- 3. gradients and modes ---------------------------------------------------------------------------------------------
+# -- 3. gradients and modes -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -199,7 +204,7 @@ def test_the_probe_leaves_random_states_alone(vae):
     torch.set_rng_state(state)
 
 
-# -- what is remembered -------------------------------------------------------------------------------------------------
+# -- what is remembered -----------------------------------------------------------------------------------------------
 
 
 def test_a_model_is_probed_once_until_its_weights_or_its_mode_change(vae, monkeypatch):
@@ -243,7 +248,7 @@ def test_models_that_are_no_modules_or_cannot_be_referred_to_are_probed_too(vae)
         assert torch.equal(distances(model, uniform(2, 12)), distances(vae, uniform(2, 12)))
 
 
-# -- 6. types and devices -----------------------------------------------------------------------------------------------
+# -- 6. types and devices ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -267,7 +272,7 @@ def test_x_of_another_type_is_named():
         distances(VAE(6, 4, 2), uniform(2, 6))
 
 
-# -- 7. memory ----------------------------------------------------------------------------------------------------------
+# -- 7. memory --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -314,7 +319,7 @@ def test_results_do_not_depend_on_the_memory_but_by_rounding(memory, monkeypatch
         torch.testing.assert_close(call(), whole[name], rtol=1e-9, atol=1e-9, msg=name)
 
 
-# -- 8. layers that function transforms cannot take ---------------------------------------------------------------------
+# -- 8. layers that function transforms cannot take -------------------------------------------------------------------
 
 
 class Custom(torch.autograd.Function):
@@ -396,7 +401,7 @@ def test_jacobians_of_layers_that_vmap_cannot_take_agree_with_differences(name):
     assert linearised_radii(model, x, 1.0, samples=5).second_moment.isfinite().all()
 
 
-# -- 9. names of arguments ----------------------------------------------------------------------------------------------
+# -- 9. names of arguments --------------------------------------------------------------------------------------------
 
 
 def test_a_missing_layer_list_is_an_error_before_any_sample(vae):

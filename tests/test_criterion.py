@@ -22,7 +22,7 @@ from vaerobust.distance import distances
 @pytest.mark.parametrize("trials", [1, 7, 40])
 @pytest.mark.parametrize("confidence", [0.5, 0.95, 0.999])
 def test_clopper_pearson_errs_on_each_side_as_seldom_as_it_says(trials, confidence):
-    """The chance of a miss is a finite sum, exact up to rounding, for whatever p is the truth."""
+    """For every true p the probability of a miss is a finite sum, computed exactly up to rounding."""
     k = np.arange(trials + 1)
     low, high = clopper_pearson(k, trials, confidence)
     for p in np.linspace(0, 1, 201):
@@ -40,7 +40,7 @@ def test_clopper_pearson_agrees_with_scipy(trials, data, confidence):
 
 
 def test_probability_interval_covers_the_exact_probability(linear):
-    """One long run cut into 2,000 independent repetitions of 60 samples."""
+    """One long run is cut into 2,000 independent repetitions of 60 samples."""
     x = uniform(1, linear.weight.shape[1])
     shift = 1.5 * linear.sigma
     d = distances(linear, x, shifted(linear, x, shift), samples=2000 * 60, seed=7).reshape(2000, 60)
@@ -69,9 +69,9 @@ def test_probability_counts_ties_as_within_and_takes_one_r_per_point():
 
 
 @given(st.integers(1, 400), st.sampled_from([0.01, 0.05, 0.1, 0.25, 0.3, 0.5, 0.55, 0.7, 0.9, 0.95, 0.99]))
-@example(100, 0.55)  # 0.55 * 100 is a hair above 55 in floating point
+@example(100, 0.55)  # 0.55 * 100 is slightly above 55 in floating point
 def test_quantile_is_the_least_sample_that_the_level_does_not_exceed(samples, level):
-    """With the ranks for samples the value is the rank itself; the reference is rational arithmetic."""
+    """The samples are their own ranks, so the value is a rank. It is compared with rational arithmetic."""
     ranks = torch.arange(1, samples + 1, dtype=torch.float64)[torch.randperm(samples, generator=seeded(0))]
     assert float(distance_quantile(ranks[None], level).value) == ceil(Fraction(str(level)) * samples)
 
@@ -81,7 +81,7 @@ def test_quantile_interval_is_the_narrowest_with_its_confidence(samples, level, 
     """With B samples below the quantile, rank l misses it iff B < l and rank u iff B >= u, for every continuous law."""
     ranks = torch.arange(1, samples + 1, dtype=torch.float64)
     found = distance_quantile(ranks[None], level, confidence=confidence)
-    below, tail = stats.binom(samples, level), (1 - confidence) / 2 + 1e-12  # a hair for rounding
+    below, tail = stats.binom(samples, level), (1 - confidence) / 2 + 1e-12  # 1e-12 is for rounding
     low, high = float(found.low), float(found.high)
     assert below.cdf(low - 1) <= tail
     assert below.cdf(low) >= tail - 2e-12  # one rank more would err too often

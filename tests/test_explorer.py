@@ -8,17 +8,19 @@ import zlib
 from pathlib import Path
 
 import explorer
+import explorer_picture
 import numpy as np
 import pytest
 import torch
 from conftest import ALARM, DOUBLE, Visitor
 from playwright.sync_api import Page, Route
-from safetensors.torch import load_file
 from scipy import stats
 
-from vaerobust import criterion
-from vaerobust.criterion import clopper_pearson, distances, distances_in_random_directions, probability_of_robustness
+from vaerobust import distance, randomness
+from vaerobust.criterion import clopper_pearson, probability_of_robustness
+from vaerobust.distance import distances, distances_in_random_directions
 from vaerobust.study import summaries
+from vaerobust.study.records import BothSidesSummary
 from vaerobust.zoo import data
 from vaerobust.zoo.protocol import GRID
 from vaerobust.zoo.weights import pretrained
@@ -70,18 +72,30 @@ def test_file_of_a_model_holds_its_weights_and_worst_directions_exactly(written,
             if name in weights:
                 assert torch.equal(found, weights.pop(name))
             else:
-                assert name in {"worst own", "worst fixed"}
-                assert found.shape == (index["kept"], 784)
+                assert name in {"worst_own", "worst_fixed"}
+                assert found.shape == (index["images"], 784)
         assert not weights
         assert at == len(numbers)
 
 
 def test_bounds_are_those_of_the_summaries(index):
     for model in index["models"]:
-        measured = summaries.summary(SPECS[model["name"]], "sandwich")
-        for which in ("own", "fixed"):
-            for column in ("r", "theorem 1", "certified", "attack", "random"):
-                assert model["bounds"][which][column] == measured[which][column][: index["kept"]]
+        measured = stored(model)
+        assert model["confidence"] == measured.confidence
+        for r in ("own", "fixed"):
+            for column, numbers in model[r].items():
+                assert numbers == getattr(getattr(measured, r), column)[: index["images"]].tolist()
+
+
+def stored(model: dict) -> BothSidesSummary:
+    return summaries.load(SPECS[model["name"]], BothSidesSummary)
+
+
+def test_every_bound_of_the_index_has_its_numbers(index):
+    columns = set(index["models"][0]["own"])
+    for bound in index["bounds"]:
+        assert bound["column"] in columns
+        assert bound["censored"] in columns | {""}
 
 
 def test_nothing_to_show_is_an_error(tmp_path):
@@ -92,8 +106,8 @@ def test_nothing_to_show_is_an_error(tmp_path):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda path: summaries.deltas_path(path).unlink(), "missing or corrupt"),
-        (lambda path: summaries.deltas_path(path).write_bytes(b"nothing"), "missing or corrupt"),
+        (lambda path: summaries.perturbations_path(path).unlink(), "missing or corrupt"),
+        (lambda path: summaries.perturbations_path(path).write_bytes(b"nothing"), "missing or corrupt"),
         (lambda path: path.write_text("{"), "corrupt"),
         (
             lambda path: path.write_text(path.read_text().replace('"weights_sha256": "', '"weights_sha256": "0')),
@@ -103,8 +117,8 @@ def test_nothing_to_show_is_an_error(tmp_path):
     ids=["no perturbations", "corrupt perturbations", "corrupt summary", "other weights"],
 )
 def test_a_damaged_summary_is_an_error(tmp_path, index, damage, message):
-    path = summaries.path_of(SPECS[index["models"][0]["name"]], "sandwich")
-    for one in (path, summaries.deltas_path(path)):
+    path = summaries.path_of(SPECS[index["models"][0]["name"]], BothSidesSummary)
+    for one in (path, summaries.perturbations_path(path)):
         shutil.copy(one, tmp_path)
     damage(tmp_path / path.name)
     with pytest.raises(ValueError, match=message):
@@ -113,9 +127,11 @@ def test_a_damaged_summary_is_an_error(tmp_path, index, damage, message):
 
 def test_places_on_the_axis_and_sizes_are_each_others_inverse():
     sizes = np.array([0, 1e-4, 0.01, 1, 64])
-    assert explorer.position(0) == 0
-    assert explorer.position(64) == 1
-    np.testing.assert_allclose(explorer.size_at(explorer.position(sizes)), sizes, rtol=1e-12, atol=1e-15)
+    assert explorer_picture.position(0) == 0
+    assert explorer_picture.position(64) == 1
+    np.testing.assert_allclose(
+        explorer_picture.size_at(explorer_picture.position(sizes)), sizes, rtol=1e-12, atol=1e-15
+    )
 
 
 # The page
@@ -144,11 +160,11 @@ def moved_from(page: Page, size: float) -> float:
     return state(page)["size"]
 
 
-def choose(page: Page, model: dict, image: int, direction: str, radius: str, size: float) -> dict:
+def choose(page: Page, model: dict, image: int, direction: str, r: str, size: float) -> dict:
     page.get_by_label("Data set").select_option(model["dataset"])
     page.get_by_label("Model").select_option(model["name"])
     page.wait_for_function("name => explorer.state().model === name && !explorer.state().busy", arg=model["name"])
-    for name, value in (("image", image), ("direction", direction), ("r", radius)):
+    for name, value in (("image", image), ("direction", direction), ("r", r)):
         page.locator(f"input[name={name}][value='{value}']").check()
     page.evaluate("size => explorer.go(size)", size)
     return state(page)
@@ -169,15 +185,16 @@ def test_numbers_are_those_of_the_package(page, index, monkeypatch, capsys):
     drawn = page.evaluate("explorer.noise()")
     eta = torch.tensor(drawn["eta"], dtype=torch.float64).unflatten(0, (-1, 20))
     directions = torch.tensor(drawn["directions"], dtype=torch.float64).unflatten(0, (-1, 784))
-    monkeypatch.setattr(criterion, "normal", lambda n, like, _: eta if like.shape[1] == 20 else directions)
+    for module in (distance, randomness):
+        monkeypatch.setattr(module, "normal", lambda n, like, _: eta if like.shape[1] == 20 else directions)
     for model in some_models(index):
         vae = pretrained(model["dataset"], model["beta"], model["tau"]).vae.double()
         images = data.load(model["dataset"]).pixels.double()
-        for image, direction, radius, size in CASES:
-            shown = choose(page, model, image, direction, radius, size)
+        for image, direction, r, size in CASES:
+            shown = choose(page, model, image, direction, r, size)
             x = images[image : image + 1]
             if direction == "worst":
-                worst = attacks(model, radius)[image : image + 1]
+                worst = getattr(stored(model), r).delta.double()[image : image + 1]
                 delta = size * worst / worst.norm()
                 d = distances(vae, x, delta, samples=len(eta))
             else:
@@ -188,18 +205,13 @@ def test_numbers_are_those_of_the_package(page, index, monkeypatch, capsys):
                 expected = vae.decode(vae.encode(point)[0])[0]
                 np.testing.assert_allclose(shown[name], expected, rtol=AGREE, atol=AGREE)
             np.testing.assert_allclose(shown["distances"], d[0], rtol=AGREE)
-            judged = probability_of_robustness(d, shown["r"], confidence=explorer.CONFIDENCE)
-            assert shown["r"] == model["bounds"][radius]["r"][image]
+            judged = probability_of_robustness(d, shown["r"], confidence=explorer.INTERVAL_CONFIDENCE)
+            assert shown["r"] == model[r]["r"][image]
             assert shown["probability"] == pytest.approx(judged.probability[0])
             assert shown["interval"] == pytest.approx([judged.low[0], judged.high[0]], abs=1e-9)
             milliseconds.append(shown["milliseconds"])
     with capsys.disabled():
         print(f"\nexplorer: a step takes {np.median(milliseconds):.0f} ms (median), at most {max(milliseconds):.0f} ms")
-
-
-def attacks(model: dict, radius: str) -> torch.Tensor:
-    path = summaries.path_of(SPECS[model["name"]], "sandwich")
-    return load_file(summaries.deltas_path(path))[radius].double()
 
 
 def test_exact_intervals_are_those_of_the_package(page):
@@ -219,8 +231,8 @@ def test_exact_intervals_are_those_of_the_package(page):
 def test_worst_direction_keeps_within_certificate_and_breaks_at_the_attack(page, index):
     """At the certified margin P(D <= r) > 1/2, at the attack margin not: by samples that neither has seen."""
     model = index["models"][0]
-    for image in range(index["kept"]):
-        bounds = {name: column[image] for name, column in model["bounds"]["fixed"].items()}
+    for image in range(index["images"]):
+        bounds = {name: column[image] for name, column in model["fixed"].items()}
         samples = len(choose(page, model, image, "worst", "fixed", bounds["certified"])["distances"])
         fewest, most = stats.binom.ppf([ALARM, 1 - ALARM], samples, 0.5) / samples
         assert bounds["certified"] == 0 or state(page)["probability"] >= fewest
@@ -244,15 +256,15 @@ def test_works_by_mouse(page):
         sizes.append(moved_from(page, sizes[-1] if sizes else before["size"]))
     page.mouse.up()
     assert sizes == sorted(set(sizes))
-    assert explorer.position(sizes[-1]) == pytest.approx(0.8, abs=0.02)
+    assert explorer_picture.position(sizes[-1]) == pytest.approx(0.8, abs=0.02)
     assert state(page)["distances"] != before["distances"]
     page.get_by_text("random", exact=True).click()
     page.locator(".explorer-images label").nth(2).click()
     page.get_by_text("0.9-quantile of D(x)").click()
     now = state(page)
-    assert (now["direction"], now["image"], now["radius"]) == ("random", 2, "own")
+    assert (now["direction"], now["image"], now["choiceOfR"]) == ("random", 2, "own")
     assert now["r"] != before["r"]
-    for bound in ("theorem 1", "certified", "random"):
+    for bound in ("theorem_1", "certified", "random_direction"):
         page.locator(f"[data-bound='{bound}']").click()
         assert page.locator(".explorer-number").inner_text() == f"{state(page)['size']:.3g}"
 
@@ -269,7 +281,7 @@ def test_works_by_keyboard(page, index):
     assert state(page)["direction"] == "random"
     page.keyboard.press("Tab")
     page.keyboard.press("ArrowLeft")
-    assert state(page)["radius"] == "own"
+    assert state(page)["choiceOfR"] == "own"
     page.keyboard.press("Tab")
     page.keyboard.press("ArrowRight")
     assert state(page)["image"] == index["start"]["image"] + 1
@@ -300,7 +312,7 @@ def test_fits_a_phone_and_names_everything(open_page, index, theme):
     assert page.evaluate("document.documentElement.dataset.theme") == theme
     nameless = page.locator("#explorer canvas:not([aria-label]):not([aria-hidden]), #explorer svg:not([aria-label])")
     assert nameless.count() == 0
-    for role, number in (("combobox", 2), ("slider", 1), ("radio", 4 + index["kept"]), ("button", 4)):
+    for role, number in (("combobox", 2), ("slider", 1), ("radio", 4 + index["images"]), ("button", 4)):
         controls = page.locator("#explorer").get_by_role(role)
         assert controls.count() == number
         tree = controls.first.aria_snapshot()

@@ -1,4 +1,4 @@
-"""Pictures and numbers on the page."""
+"""Figures on the page: how they are shown, their alternative text, and grids of images."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ import torch
 from conftest import uniform
 
 from vaerobust.page import figures
-from vaerobust.page import numbers as page
 from vaerobust.page.figures import image_grid, set_style, show
 
 matplotlib.use("Agg")
@@ -79,9 +78,6 @@ def test_an_empty_alt_text_is_refused(alt, shown, figure):
     assert shown == []
 
 
-# grids of images
-
-
 def test_a_grid_shows_each_image_as_it_is():
     rows = {"original": uniform(3, 784), "": uniform(3, 784, seed=1)}
     figure = image_grid(rows, titles=["a", "b", "c"])
@@ -121,23 +117,3 @@ def test_what_is_no_grid_is_named_and_leaves_no_figure(rows, options, error, mes
     with pytest.raises(error, match=message):
         image_grid(rows, **options)
     assert plt.get_fignums() == before
-
-
-# numbers
-
-
-def test_numbers_are_glued_as_pythons_own(monkeypatch):
-    glued = {}
-    monkeypatch.setattr(page, "glue", lambda name, value, display: glued.update({name: (value, display)}))
-    page.number(a=np.float32(0.5), b=np.int64(3), c=torch.tensor(2.5), d=torch.tensor(4), e=7, f="many", g=1e300)
-    assert glued == {k: (v, False) for k, v in dict(a=0.5, b=3, c=2.5, d=4, e=7, f="many", g=1e300).items()}
-    assert {name: type(value) for name, (value, _) in glued.items()} == {
-        "a": float, "b": int, "c": float, "d": int, "e": int, "f": str, "g": float
-    }  # fmt: skip
-
-
-@pytest.mark.parametrize("value", [float("nan"), np.float64("nan"), torch.tensor(torch.nan), None, [1.0]])
-def test_what_no_text_can_report_is_refused_by_name(value, monkeypatch):
-    monkeypatch.setattr(page, "glue", None)
-    with pytest.raises(ValueError, match="share must be a number or text that can be reported"):
-        page.number(share=value)

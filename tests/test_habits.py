@@ -1,12 +1,16 @@
-"""Files that tools and people rely on: sources of notebooks, pins, citation, hooks and workflows."""
+"""Files that tools and people rely on: sources of notebooks, pins, citation, hooks, workflows and the README's map."""
 
 from __future__ import annotations
 
+import ast
 import datetime
+import io
 import re
 import subprocess
+import tokenize
 import tomllib
 from importlib.metadata import version
+from pathlib import Path
 
 import citation
 import jupytext
@@ -16,7 +20,10 @@ from conftest import ROOT
 from test_book import NOTEBOOKS
 
 LARGEST = 1_000_000
-"""Bytes of a file that is tracked, the weights that ship aside."""
+"""Bytes of a tracked file, except for the trained weights."""
+SCREEN = 45
+"""Lines of code that a function's body may have: what fits a screen."""
+TARGETS = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 LOCK = [line for line in (ROOT / "requirements.lock").read_text().splitlines() if not line.startswith("#")]
 
@@ -91,8 +98,74 @@ def test_hooks_and_workflows_run_what_exists():
     for command in commands:
         for path in re.findall(r"(?:tests|book|\.ci)/[\w.]+", command):
             assert (ROOT / path).exists(), command
-        for target in re.findall(r"make (\w+)", command):
-            assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE), command
+        for targets in re.findall(r"make ((?:\w+ ?)+)", command):
+            assert set(targets.split()) <= TARGETS, command
+
+
+def test_ci_runs_what_the_readme_promises_and_no_more():
+    script = (ROOT / ".ci/run").read_text()
+    assert re.search(r"^for target in (.*); do$", script, re.MULTILINE)[1] == "lint book test"
+    assert "apt" not in script
+    commands = re.findall(r"`make (\w+)`", (ROOT / "README.md").read_text() + (ROOT / "CONTRIBUTING.md").read_text())
+    assert {"book", "test"} <= set(commands) <= TARGETS
+
+
+def lines_of_code(function: ast.FunctionDef | ast.AsyncFunctionDef, source: str) -> int:
+    """Return how many lines of a function's body have code on them; its docstring, comments and empty lines do not."""
+    first = function.body[0]
+    docstring = (
+        isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str)
+    )
+    body = function.body[docstring:]
+    if not body:
+        return 0
+    blank = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT}
+    lines: set[int] = set()
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type not in blank and body[0].lineno <= token.start[0] <= (function.end_lineno or 0):
+            lines |= set(range(token.start[0], token.end[0] + 1))
+    return len(lines)
+
+
+def python_files(*folders: str) -> list[Path]:
+    return sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", python_files("vaerobust", "book"), ids=lambda path: str(path.relative_to(ROOT)))
+def test_bodies_fit_a_screen(path):
+    source = path.read_text()
+    functions = [
+        node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    ]
+    assert [function.name for function in functions if lines_of_code(function, source) > SCREEN] == []
+
+
+def test_lines_of_code_counts_neither_docstring_nor_comments():
+    source = 'def f(x):\n    """Doc."""\n    # why\n    y = (\n        x\n    )\n\n    return y\n'
+    function = ast.parse(source).body[0]
+    assert isinstance(function, ast.FunctionDef)
+    assert lines_of_code(function, source) == 4
+
+
+def test_readme_draws_the_subpackages_that_exist():
+    """The map names each module at the top of the package and each subpackage in it once, and nothing else."""
+    drawn = re.search(r"```\n(vaerobust/.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[1]
+    inner = re.findall(r"^  (\w+\.py|\w+/) +\S", drawn, re.MULTILINE)
+    outer = re.findall(r"^(\w+/) +\S", drawn, re.MULTILINE)
+    assert len(inner) + len(outer) == len(drawn.splitlines())
+    package = ROOT / "vaerobust"
+    modules = [path.name for path in package.glob("*.py") if not path.name.startswith("__")]
+    subpackages = [f"{path.parent.name}/" for path in package.glob("*/__init__.py")]
+    assert sorted(inner) == sorted(modules + subpackages)
+    assert outer == ["vaerobust/", "notebooks/", "book/", "tests/"]
+
+
+def test_readme_draws_imports_in_the_order_that_the_linter_holds():
+    """The linter's layers begin with what imports the most, the map with what imports the least."""
+    tools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]
+    layers = [name for name in tools["importlinter"]["contracts"][0]["layers"] if name != "__main__"]
+    drawn = re.search(r"```\nvaerobust/(.*?)\nnotebooks/", (ROOT / "README.md").read_text(), re.DOTALL)[1]
+    assert re.findall(r"^  (\w+)(?:\.py|/) ", drawn, re.MULTILINE) == layers[::-1]
 
 
 def test_front_matter_is_on_one_screen():

@@ -25,7 +25,7 @@ sigmoid of pre-activations whose slopes are below 100, 1e-12 * 100**3 / 6 / 10. 
 
 
 def finite_differences(function, point):
-    """Return the Jacobian at one point, by central differences; the one-sided ones must agree that there is no kink."""
+    """Return the Jacobian at one point by central differences, after a check that no kink lies nearby."""
     columns = []
     for j in range(len(point)):
         step = torch.zeros_like(point)
@@ -86,7 +86,7 @@ class Plain:
 
 @pytest.mark.parametrize("shape", [(12, 16, 3), (3, 16, 12), (5, 2, 7), (1, 1, 1)])
 def test_the_gram_matrix_is_that_of_the_jacobian(shape):
-    """By the layers, and without them by the Jacobian itself."""
+    """Computed from the layers, and for a model that does not offer them from the Jacobian."""
     vae, x = random_vae(*shape), uniform(5, shape[0])
     jacobian = encoder_jacobian(vae, x)
     expected = jacobian @ jacobian.mT

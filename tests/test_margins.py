@@ -1,4 +1,4 @@
-"""The attack margin, and the strongest attack: against the exact margin of linear VAEs."""
+"""The attack margin and the strongest attack, against the exact margin of linear VAEs."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ from vaerobust.margins import (
 from vaerobust.random_direction import RandomSearch, random_direction_radius
 
 SURE = 1 - ALARM
-"""A confidence at which a confirmed margin below the exact one is an event that ALARM allows."""
+"""Confidence of the tests: a confirmed margin lies below the exact one with probability ALARM at most."""
 QUICK = AttackSettings(steps=3, restarts=2)
-"""An attack for what holds however short its search is."""
+"""A quick attack, for properties that hold for every attack."""
 ENOUGH = AttackSettings(steps=6, restarts=2)
-"""An attack that is as strong as any where all directions are alike."""
+"""A longer attack. Where all directions are alike, it finds the worst case."""
 
 
 def shift_at(model, r, probability):
@@ -42,7 +42,7 @@ def shift_at(model, r, probability):
 
 
 def surely_rejected(samples, confidence, tests):
-    """Return a probability so small that samples reject P > 1/2 in each of some tests, but for ALARM.
+    """Return a P so small that the samples reject P > 1/2 in every one of some tests, with probability 1 - ALARM.
 
     The exact test rejects at most ``k`` of ``samples``; Hoeffding's error for the tests is taken off k / samples.
     """
@@ -51,7 +51,7 @@ def surely_rejected(samples, confidence, tests):
 
 
 def test_attack_margin_is_just_above_the_exact_margin(square):
-    """Every direction is a worst one, so the only excess is that of the tests, the bracket and the new attempts."""
+    """Every direction is a worst one. The excess comes from the tests, the width of the bracket and new attempts."""
     samples, tolerance = 4000, 0.02
     search = MarginSearch(judging_samples=samples, tolerance=tolerance, confidence=SURE)
     for level in (0.6, 0.9, 0.999):
@@ -68,7 +68,7 @@ def test_attack_margin_is_just_above_the_exact_margin(square):
 
 
 def test_attack_margin_finds_the_one_bad_direction():
-    """With s = 0.01 and r = 1 the distance is the shift, give or take s ||eta||.
+    """With s = 0.01 and r = 1 the distance differs from the shift by s ||eta|| at most.
 
     So the attack falls short by twice the mean of s ||eta|| over r at most, and by the angle that 40 steps leave: they
     shrink its tangent, at most 100 but for one in a million of starts, by the product below.
@@ -91,7 +91,7 @@ def test_attack_margin_finds_the_one_bad_direction():
 
 
 def test_radius_is_the_length_of_a_perturbation_that_breaks_robustness(vae):
-    """Judged once more with other samples, far fewer than half are within r; Hoeffding's error for each point."""
+    """Other samples confirm that fewer than half are within r, up to Hoeffding's error for each point."""
     x = uniform(4, 12)
     r = minimum_r(vae, x, level=0.7, samples=2000, seed=1).value
     for box in (False, True):
@@ -108,10 +108,11 @@ def test_radius_is_the_length_of_a_perturbation_that_breaks_robustness(vae):
 
 
 def test_a_margin_is_confirmed_wrongly_as_seldom_as_it_says(square, monkeypatch):
-    """Up to the limit, the exact margin, every perturbation is robust, so whatever is confirmed is wrong.
+    """The limit is the exact margin, and no perturbation within it breaks robustness. So every confirmation is wrong.
 
-    The search is fooled always: its samples, all of the one seed after the call's own, say that any perturbation breaks
-    robustness. The last tests, with new samples, may err with probability (1 - 0.6) / 2 at most, all together.
+    The search is always fooled. All its samples have the seed after the call's own, and they are replaced by samples
+    that say that any perturbation breaks robustness. The last tests have new samples; together they err with
+    probability (1 - 0.6) / 2 at most.
     """
     r, x = square.quantile(0.501), uniform(1, 4)
 
@@ -131,7 +132,7 @@ def test_a_margin_is_confirmed_wrongly_as_seldom_as_it_says(square, monkeypatch)
 
 
 def test_no_margin_is_both_confirmed_and_censored(square):
-    """At the exact margin chance decides, so all cases occur; the last test may succeed where the search's did not."""
+    """At the exact margin chance decides, so all cases occur. The last test may succeed where the search failed."""
     r, x = square.quantile(0.9), uniform(1, 4)
     attack = AttackSettings(steps=3, restarts=1, samples=1)
     search = MarginSearch(limit=square.margin(r), judging_samples=50, tolerance=0.9, confidence=0.6)
@@ -141,7 +142,7 @@ def test_no_margin_is_both_confirmed_and_censored(square):
 
 
 def test_nothing_is_robust_below_the_median(square):
-    """At the 0.2 quantile half of 2,000 samples are never within r, and the test confirms it."""
+    """At the 0.2 quantile far fewer than half of 2,000 samples lie within r, which the test confirms."""
     r = torch.tensor([0.0, square.quantile(0.2), square.quantile(0.9)], dtype=torch.float64)
     found = attack_margin(square, uniform(3, 4), r, attack=QUICK, search=MarginSearch(judging_samples=2000))
     assert found.radius[:2].tolist() == [0.0, 0.0]
@@ -152,7 +153,7 @@ def test_nothing_is_robust_below_the_median(square):
 
 
 def test_censoring_is_reported(square):
-    """Below the exact margin no perturbation breaks anything, and 2,000 samples are not that unlucky."""
+    """Below the exact margin no perturbation breaks robustness, and 2,000 samples do not reject it by chance."""
     r = square.quantile(0.99)
     search = MarginSearch(limit=0.5 * square.margin(r), judging_samples=2000)
     found = attack_margin(square, uniform(2, 4), r, attack=QUICK, search=search)
@@ -163,9 +164,10 @@ def test_censoring_is_reported(square):
 
 
 def test_a_guess_changes_how_long_the_search_takes_and_not_what_it_finds(square, monkeypatch):
-    """Whatever the guess, the end is a bracket of one tolerance about the same margin, and each attempt adds another.
+    """From every guess the search ends in a bracket, one tolerance wide, about the same margin.
 
-    The bracket is found by doubling strides, in logarithms as the halving is; the least radius is 1e-4 of the largest.
+    Each attempt of the last tests adds one tolerance. Strides double in the logarithm of the radius, until the margin
+    is passed; the smallest radius is 1e-4 of the largest.
     """
     r, x, tolerance = torch.full((3,), square.quantile(0.9), dtype=torch.float64), uniform(3, 4), 0.02
     attacked = []
@@ -203,7 +205,7 @@ def test_a_guess_below_a_margin_that_is_beyond_the_limit_ends_at_the_limit(squar
 
 
 def test_bounds_estimates_and_margins_lie_in_their_order(square, graded):
-    """Theorem 1 <= exact margin <= attack margin <= random-direction radius, the last but for sampling error."""
+    """Theorem 1 <= exact margin <= attack margin <= random-direction radius; the last up to sampling error."""
     for model in (square, graded):
         r, x = model.quantile(0.9), uniform(1, model.weight.shape[1])
         attack, search = AttackSettings(samples=64, restarts=2), MarginSearch(judging_samples=2000, confidence=SURE)
@@ -213,7 +215,7 @@ def test_bounds_estimates_and_margins_lie_in_their_order(square, graded):
 
 
 def test_perturbing_sigma_matters_where_sigma_depends_on_the_input():
-    """At x = 0 sigma is 0.1 exp(R): the exact margin is then where P(D <= r) = 1/2 with that sigma too."""
+    """At x = 0 the perturbed sigma is 0.1 exp(R), and the exact margin is the R with P(D <= r) = 1/2 for that sigma."""
     x, r, tolerance, samples = torch.zeros(1, 4, dtype=torch.float64), 0.4, 0.02, 4000
     model = square_model(gain=0.5, kind=SpreadingVAE)
 
@@ -231,7 +233,7 @@ def test_perturbing_sigma_matters_where_sigma_depends_on_the_input():
 
 
 def test_the_margin_depends_neither_on_order_nor_on_company(vae):
-    """Three steps enlarge roundings as in the attacks' own test, and no count of 100 samples turns over by them."""
+    """Three steps enlarge roundings as in the test of the attacks. They move none of the 100 samples across r."""
     x = uniform(4, 12)
     r = minimum_r(vae, x, level=0.7, samples=500, seed=1).value
     attack = AttackSettings(steps=3, samples=4, restarts=2)
@@ -247,7 +249,7 @@ def test_the_margin_depends_neither_on_order_nor_on_company(vae):
 
 
 def test_a_finer_tolerance_brings_the_margin_closer(square):
-    """The bracket ends within 1 + tolerance, and each of the last attempts adds as much at most."""
+    """The bracket's ends differ by a factor of 1 + tolerance at most, and so do the radii of two attempts."""
     r, x = square.quantile(0.9), uniform(1, 4)
     searches = (MarginSearch(tolerance=tolerance) for tolerance in (0.5, 0.01))
     coarse, fine = (float(attack_margin(square, x, r, attack=ENOUGH, search=search).radius) for search in searches)
@@ -255,7 +257,7 @@ def test_a_finer_tolerance_brings_the_margin_closer(square):
 
 
 def test_the_last_samples_are_not_the_attacks(square):
-    """Equal seeds give equal margins; the perturbation is an attack's own, within the radius that was tried."""
+    """Equal seeds give equal margins. The perturbation is as long as that of the attack alone at this radius."""
     r, x = square.quantile(0.9), uniform(1, 4)
     first, again, other = (attack_margin(square, x, r, attack=QUICK, seed=seed) for seed in (3, 3, 4))
     assert torch.equal(first.delta, again.delta)
@@ -288,7 +290,7 @@ def test_either_optimiser_finds_the_margin_of_a_linear_model(graded):
 
 @pytest.mark.parametrize(("dtype", "least"), [(torch.float32, "5e-07"), (torch.float64, "9e-16")])
 def test_a_tolerance_below_the_resolution_is_named(dtype, least, vae):
-    """The two ends of the bracket are numbers of this precision, so their ratio cannot come closer to 1."""
+    """The ends of the bracket are numbers of this precision, so their ratio cannot come arbitrarily close to 1."""
     vae, x = vae.to(dtype), uniform(1, 12).to(dtype)
     for tolerance in (1e-30, torch.finfo(dtype).eps):
         message = rf"^search\.tolerance must be at least {least} for {dtype}, but is {tolerance}$"
@@ -298,7 +300,7 @@ def test_a_tolerance_below_the_resolution_is_named(dtype, least, vae):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_the_search_ends_at_the_finest_tolerance(dtype):
-    """It halves the logarithm of the bracket until its ends are next to each other, some fifty times at most."""
+    """The search halves the logarithm of the bracket about fifty times."""
     model, x = square_model(), uniform(1, 4).to(dtype)
     search = MarginSearch(tolerance=4 * torch.finfo(dtype).eps, judging_samples=50)
     found = attack_margin(model, x, model.quantile(0.9), attack=QUICK, search=search)
@@ -309,10 +311,10 @@ def test_the_search_ends_at_the_finest_tolerance(dtype):
 
 
 def test_the_strongest_attack_is_above_the_exact_margin_and_close(graded):
-    """Each of its tests errs once in a million; only one of 20 directions is bad, and both starts are along it.
+    """Each of its tests is wrong with probability 1e-6. One of 20 directions is bad, and the starts are along it.
 
-    Where P is below p, 4,000 samples reject 1/2 in each of 100 tests but for ALARM. The bracket and three more attempts
-    are 3% each, and 10 steps from along the worst direction lose 3% more.
+    Where P is below p, 4,000 samples reject 1/2 in each of 100 tests, except with probability ALARM. The bracket and
+    three more attempts are 3% each, and 10 steps from starts along the worst direction lose 3% more.
     """
     r, x = torch.full((3,), graded.quantile(0.9), dtype=torch.float64), uniform(3, 20)
     exact = graded.margin(float(r[0]))
@@ -327,7 +329,7 @@ def test_the_strongest_attack_is_above_the_exact_margin_and_close(graded):
 
 
 def test_confirmed_attacks_are_above_the_exact_margin_as_often_as_they_say():
-    """Independent runs; each confirmed radius lies below the exact margin with probability alpha / 2 at most."""
+    """In independent runs, a confirmed radius lies below the exact margin with probability alpha / 2 at most."""
     model, alpha, runs = LinearGaussianVAE(6, 3, seed=3), 0.4, 60
     r, x = torch.tensor([model.quantile(0.8)], dtype=torch.float64), uniform(1, 6)
     attack = replace(STRONGEST_ATTACK, steps=2, samples=4)
@@ -339,7 +341,7 @@ def test_confirmed_attacks_are_above_the_exact_margin_as_often_as_they_say():
 
 
 def test_the_worst_directions_of_a_linear_model_are_its_top_singular_vector(graded):
-    """Sigma is constant, so whitening changes no direction; the first two are opposites, up to the mean of eta."""
+    """Sigma is constant, so whitening changes no direction. The first two differ from it by the error of a mean."""
     x = uniform(2, 20)
     found = worst_directions(graded, x, linearised_radii(graded, x, graded.quantile(0.9), samples=4000))
     assert found.shape == (3, 2, 20)

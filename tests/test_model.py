@@ -25,7 +25,7 @@ APPENDIX_F = {
     "encoder_sigma": [(400, 400), (400, 20)],
     "decoder": [(20, 400), (400, 400), (400, 784)],
 }
-"""Inputs and outputs of each layer."""
+"""Widths of the inputs and outputs of each layer."""
 
 LOGITS = torch.tensor(
     [-800.0, -90.0, -3.0, -0.3, -0.051, -0.05, -0.04, -1e-3, -1e-9, 0.0, 1e-9, 1e-3, 0.04, 0.05, 0.051, 0.7, 90, 800],
@@ -124,7 +124,7 @@ def test_grey_pixels_have_the_bernoulli_cross_entropy():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_continuous_bernoulli_matches_its_definition_at_all_logits(dtype):
-    """Against log C and the mean in 60 digits, to the rounding of the type.
+    """Compared with log C and the mean in 60 digits, up to the rounding of the type.
 
     Next to 0 the series leave out 7 u**4 / 1440 <= 3.1e-8 and u**3 / 720 <= 1.8e-7; above it 1 / (2 tanh) and 1 / u,
     both up to 20, cancel, which leaves 20 roundings of the type a few times over.
@@ -144,7 +144,7 @@ def test_continuous_bernoulli_matches_its_definition_at_all_logits(dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_continuous_bernoulli_has_finite_gradients_at_all_logits(dtype):
-    """An attack differentiates the mean: no overflow may turn into NaN. The slope is the variance, from 0 to 1/12."""
+    """Attacks differentiate the mean, so no overflow may become NaN. The slope is the variance, between 0 and 1/12."""
     logits = LOGITS.to(dtype).requires_grad_(True)
     for function in (continuous_bernoulli_log_normaliser, continuous_bernoulli_mean):
         (gradient,) = torch.autograd.grad(function(logits).sum(), logits)

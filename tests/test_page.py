@@ -7,10 +7,13 @@ import json
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import RichOutput, capture_output
 
-from vaerobust.page.numbers import CLAIM, claim, number
+from vaerobust.page import numbers
+from vaerobust.page.numbers import CLAIM, claim, number, trend
 
 
 @pytest.fixture(autouse=True)
@@ -45,9 +48,20 @@ def test_number_glues_plain_numbers():
     assert glued(shown(lambda: number(**values))) == {"a": "0.5", "b": "0.25", "c": "3", "d": "4", "e": "'rises'"}
 
 
-@pytest.mark.parametrize("value", [float("nan"), torch.tensor(float("nan")), None, [1.0]])
-def test_number_refuses_what_no_text_can_report(value):
-    with pytest.raises((ValueError, AttributeError), match="share"):
+def test_numbers_are_glued_as_pythons_own(monkeypatch):
+    glued = {}
+    monkeypatch.setattr(numbers, "glue", lambda name, value, display: glued.update({name: (value, display)}))
+    number(a=np.float32(0.5), b=np.int64(3), c=torch.tensor(2.5), d=torch.tensor(4), e=7, f="many", g=1e300)
+    assert glued == {k: (v, False) for k, v in dict(a=0.5, b=3, c=2.5, d=4, e=7, f="many", g=1e300).items()}
+    assert {name: type(value) for name, (value, _) in glued.items()} == {
+        "a": float, "b": int, "c": float, "d": int, "e": int, "f": str, "g": float
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("value", [float("nan"), np.float64("nan"), torch.tensor(torch.nan), None, [1.0]])
+def test_number_refuses_by_name_what_no_text_can_report(value, monkeypatch):
+    monkeypatch.setattr(numbers, "glue", None)
+    with pytest.raises(ValueError, match="share must be a number that is not NaN, or a string, but is"):
         number(share=value)
 
 
@@ -106,3 +120,34 @@ def test_claim_refuses_what_is_no_interval_of_the_value(value, low, high):
 def test_claim_refuses_names_that_a_registry_cannot_have(name):
     with pytest.raises(ValueError, match="name"):
         claim(name, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ([1.0, 2.0, 3.0], "rises at every step"),
+        ([3.0, 2.0, -1.0], "falls at every step"),
+        ([1.0, 2.0, 2.0, 3.0], "rises at 2 of 3 steps"),
+        ([1.0, 1.0], "rises at 0 of 1 steps"),
+        (np.array([0, 1]), "rises at every step"),
+    ],
+)
+def test_trend_in_words(values, words):
+    assert trend(values) == words
+
+
+@given(st.lists(st.integers(-5, 5), min_size=2, max_size=8))
+def test_trend_of_values_and_of_their_negatives_agree(values):
+    opposite = {"rises at every step": "falls at every step", "falls at every step": "rises at every step"}
+    mirrored = trend([-value for value in values])
+    if trend(values) in opposite:
+        assert mirrored == opposite[trend(values)]
+    else:
+        steps = [after - before for before, after in zip(values, values[1:], strict=False)]
+        assert mirrored == f"rises at {sum(step < 0 for step in steps)} of {len(steps)} steps"
+
+
+@pytest.mark.parametrize("values", [[], [1.0], [1.0, float("nan")]])
+def test_trend_refuses_values_without_one(values):
+    with pytest.raises(ValueError, match="values must be at least two numbers"):
+        trend(values)

@@ -25,7 +25,7 @@ def radius_at(model, r, probability, gain):
 
 
 def test_algorithm_2_as_printed_agrees_with_random_direction_radius(square):
-    """Both lie within the Hoeffding error of the margin; the printed one loses a step, and stops up to one early."""
+    """Both lie within Hoeffding's error of the margin. The printed one loses a step, and may stop a step early."""
     samples, step, x, r = 4000, 0.002, uniform(1, 4), square.quantile(0.9)
     printed = algorithm_2_as_printed(square, x, r, step=step, start=0.3, samples=samples, seed=5)
     direct = random_direction_radius(
@@ -39,7 +39,7 @@ def test_algorithm_2_as_printed_agrees_with_random_direction_radius(square):
 
 
 def test_random_direction_radius_is_the_margin_where_all_directions_are_alike(square):
-    """Its share of samples is within the Hoeffding error at each of the fewer than 40 radii that it looks at."""
+    """At each radius of the search, fewer than 40, the share of samples within r errs by Hoeffding's error at most."""
     samples, tolerance, x = 4000, 1e-4, uniform(3, 4)
     error = share_error(samples, 40)
     for level in (0.7, 0.9, 0.999):
@@ -53,7 +53,7 @@ def test_random_direction_radius_is_the_margin_where_all_directions_are_alike(sq
 
 
 def test_random_direction_interval_covers_the_exact_radius(square):
-    """300 seeds; each limit errs with probability 0.1 at most, as far as the count of samples falls with the radius."""
+    """Over 300 seeds. Each limit errs with probability 0.1 at most if the number within r falls with the radius."""
     x, r = uniform(1, 4), square.quantile(0.9)
     exact = square.margin(r)
     search = RandomSearch(limit=0.5, samples=60, tolerance=1e-3, confidence=0.8)
@@ -65,7 +65,7 @@ def test_random_direction_interval_covers_the_exact_radius(square):
 
 
 def test_the_upper_limit_holds_however_coarse_the_search(square):
-    """With brackets as wide as the grid's the limit is the upper end of the last bracket."""
+    """With brackets as wide as those of the grid, the upper limit is the outer end of its bracket."""
     r = square.quantile(0.9)
     search = RandomSearch(limit=1.0, samples=4000, grid=4, tolerance=1.0)
     found = random_direction_radius(square, uniform(1, 4), r, search)
@@ -73,7 +73,7 @@ def test_the_upper_limit_holds_however_coarse_the_search(square):
 
 
 def test_random_directions_overstate_the_margin_where_directions_differ(graded):
-    """A random direction is hardly ever the worst: the share within r at the margin is above 1/2 by much."""
+    """Few random directions are near the worst one, so at the margin far more than half of the samples are within r."""
     r = graded.quantile(0.9)
     found = random_direction_radius(graded, uniform(1, 20), r, RandomSearch(limit=5.0, samples=4000))
     # ||A u|| <= ||A||_F / sqrt(d) in the root of the mean square over directions, against ||A||_2 = 1 at the worst
@@ -81,7 +81,7 @@ def test_random_directions_overstate_the_margin_where_directions_differ(graded):
 
 
 def test_censoring_is_reported(square):
-    """The margin at this r is about 0.47, so a search up to 0.1 cannot see it."""
+    """At the first r the margin is about 0.47, which is beyond the search's limit of 0.1."""
     r, search = torch.tensor([1.0, 0.19]), RandomSearch(limit=0.1, samples=2000)
     found = random_direction_radius(square, uniform(2, 4), r, search)
     assert found.censored.tolist() == [True, False]
@@ -92,7 +92,7 @@ def test_censoring_is_reported(square):
 
 
 def test_nothing_is_robust_below_the_median(square):
-    """At the 0.2 quantile 2,000 samples put half within r with a probability far below ALARM."""
+    """At the 0.2 quantile, half of 2,000 samples lie within r with a probability far below ALARM."""
     r = torch.tensor([0.0, square.quantile(0.2), square.quantile(0.4)], dtype=torch.float64)
     found = random_direction_radius(square, uniform(3, 4), r, RandomSearch(limit=1.0, samples=2000))
     for one in (found.radius, found.low, found.high):
@@ -120,7 +120,7 @@ def test_perturbing_sigma_matters_where_sigma_depends_on_the_input():
 
 
 def test_the_radius_depends_neither_on_order_nor_on_company_nor_on_chunks(vae, monkeypatch):
-    """Bisection makes the same choices; only a share of exactly one half could turn over by a rounding."""
+    """The search makes the same choices, unless rounding moves a distance across r, which it does not here."""
     x, search = uniform(5, 12), RandomSearch(limit=8.0, samples=150)
     r = minimum_r(vae, x, level=0.8, samples=500, seed=1).value
     whole = random_direction_radius(vae, x, r, search)
@@ -164,16 +164,16 @@ def test_no_block_is_larger_than_it_may_be(vae, monkeypatch):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_bisection_ends_where_no_number_lies_between_the_ends(dtype):
-    """With any tolerance below the distance between two numbers, the result is that at this distance."""
+    """Every tolerance up to the distance between neighbouring numbers gives the same result."""
     vae, x = random_vae().to(dtype), uniform(1, 12).to(dtype)
-    finest = random_direction_radius(vae, x, 1.0, RandomSearch(limit=8.0, samples=50, grid=4, tolerance=1e-30))
+    finest = random_direction_radius(vae, x, 1.0, RandomSearch(limit=8.0, samples=50, grid=4, tolerance=1e-30), seed=0)
     assert 0 < float(finest.radius) < 8
     apart = float(torch.nextafter(finest.radius, torch.tensor(8.0, dtype=dtype)) - finest.radius)
     for tolerance in (apart / 3, apart):
         search = RandomSearch(limit=8.0, samples=50, grid=4, tolerance=tolerance)
-        assert torch.equal(random_direction_radius(vae, x, 1.0, search).radius, finest.radius)
+        assert torch.equal(random_direction_radius(vae, x, 1.0, search, seed=0).radius, finest.radius)
     coarse = RandomSearch(limit=8.0, samples=50, grid=4, tolerance=1e6 * apart)
-    assert not torch.equal(random_direction_radius(vae, x, 1.0, coarse).radius, finest.radius)
+    assert not torch.equal(random_direction_radius(vae, x, 1.0, coarse, seed=0).radius, finest.radius)
 
 
 def test_draws_are_counted(square, monkeypatch):
@@ -190,10 +190,10 @@ def test_draws_are_counted(square, monkeypatch):
 
 
 def test_no_sample_that_was_not_asked_would_have_changed_the_count():
-    """Ask every sample of a trained model at both ends of the last bracket; up to two may turn over by a rounding."""
+    """All samples of a trained model are asked at both ends of the last bracket. Rounding may move two of them."""
     model, x, samples, width = pretrained("mnist").vae, uniform(2, 784).float(), 1000, 1 / 128
     r = minimum_r(model, x, level=0.9, samples=1000, seed=1).value
-    found = random_direction_radius(model, x, r, RandomSearch(limit=16.0, samples=samples, tolerance=width))
+    found = random_direction_radius(model, x, r, RandomSearch(limit=16.0, samples=samples, tolerance=width), seed=0)
     assert (found.radius > 0).all() and not found.censored.any()
     inner, outer = (
         (distances_in_random_directions(model, x, radius, samples=samples, seed=0) <= r[:, None]).sum(1)

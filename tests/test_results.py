@@ -181,14 +181,29 @@ def test_truth_values_stay_truth_values():
     assert set(map(type, parsed["censored"])) == {bool}
 
 
-def test_a_result_that_needs_a_gradient_becomes_a_table_too():
-    @dataclasses.dataclass(frozen=True, eq=False)
-    class Own(Result):
-        value: torch.Tensor
+@dataclasses.dataclass(frozen=True, eq=False)
+class Own(Result):
+    """A result with a number per point and a single one."""
 
-    found = Own(uniform(3).requires_grad_(True))
-    assert found.to_frame()["value"].tolist() == found.value.tolist()
-    assert strict(found.to_json())["value"] == found.value.tolist()
+    value: torch.Tensor
+    single: object
+
+
+@pytest.mark.parametrize("value", [uniform(3).requires_grad_(True), uniform(3).bfloat16()], ids=["graph", "bfloat16"])
+def test_every_kind_of_tensor_becomes_a_column_and_a_list(value):
+    found = Own(value, 1)
+    assert found.to_frame()["value"].tolist() == value.tolist()
+    assert strict(found.to_json())["value"] == value.tolist()
+
+
+@pytest.mark.parametrize(
+    "single", [np.int64(3), np.float32(0.5), np.float64(np.inf), np.bool_(True), torch.tensor(2.0)]
+)
+def test_single_numbers_may_be_numpys_or_torchs(single):
+    found = Own(uniform(3), single)
+    assert found.to_frame()["single"].tolist() == [single] * 3
+    plain = strict(found.to_json())["single"]
+    assert plain == (single.item() if math.isfinite(single) else "inf")
 
 
 def test_curves_have_one_row_per_radius_and_point():

@@ -1,4 +1,7 @@
-"""``python -m vaerobust``. The commands live in a module of their own, which training processes can import."""
+"""``python -m vaerobust``, the same as the command ``vaerobust``.
+
+The commands are in :mod:`vaerobust.commands`, a module that training processes can import without running them.
+"""
 
 from vaerobust.commands import main
 

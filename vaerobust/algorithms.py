@@ -1,8 +1,9 @@
-"""Algorithms 1 and 2 of Appendix D, as the paper prints them, and a direct way to what Algorithm 1 looks for.
+"""Algorithms 1 and 2 of Appendix D, as the paper prints them, and a direct estimate of what Algorithm 1 looks for.
 
 Algorithm 1 finds the smallest r with which a VAE is r-robust to its own encoder's noise: the median of D(x), which
 :func:`minimum_r` estimates directly. Algorithm 2 finds the norm at which a perturbation in a random direction breaks
-r-robustness; :mod:`vaerobust.random_direction` computes it directly.
+r-robustness; :mod:`vaerobust.random_direction` estimates that norm directly. Begin with :func:`minimum_r`; the
+printed algorithms serve to check the paper, take one point at a time and are slow.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from vaerobust.results import Result
 
 @dataclass(frozen=True, eq=False)
 class Printed(Result):
-    """Outcome of an algorithm run as printed, at one point.
+    """Result of an algorithm that was run as the paper prints it, at one point.
 
     Attributes
     ----------
@@ -33,7 +34,7 @@ class Printed(Result):
     samples : int
         Samples drawn over all passes.
     ended : bool
-        False where the loop would never end, or met the limit of iterations.
+        False where the loop would never end, or reached the limit of iterations.
     """
 
     value: float
@@ -62,7 +63,7 @@ def minimum_r(
     samples, seed
         As in :func:`vaerobust.distance.distances`.
     confidence : float
-        Of the interval, for each point by itself, in (0, 1).
+        Confidence level of the interval, for each point by itself, in (0, 1).
 
     Returns
     -------
@@ -93,13 +94,13 @@ def algorithm_1_as_printed(
     model : GaussianVAE
     x : Tensor, shape (1, d_x)
     step : float
-        > 0, in the units of D.
+        Increment of r, > 0, in input units.
     samples : int
         New samples at each r.
     seed : int or torch.Generator
         Source of the samples; see :mod:`vaerobust.randomness`.
     most : int
-        Limit of iterations. However small the step, the loop ends there.
+        Largest number of iterations; the loop ends there, however small the step.
 
     Returns
     -------
@@ -131,24 +132,24 @@ def algorithm_2_as_printed(
     step: float = 0.1,
     samples: int = 1000,
     start: float = 10.0,
-    seed: Seed = 0,
+    seed: Seed = 1,
     most: int = 100_000,
 ) -> Printed:
     """Run Algorithm 2 (Appendix D.2) as printed, from ``start`` down.
 
-    The printed algorithm perturbs sigma. It lowers R before it tests, so it returns a radius one step below the one
-    that passed. And it never ends where P(D <= r) < 1/2 at R = 0, since the norm of R nu / ||nu|| grows again once R is
-    negative. This function ends in that case at the first negative R, and says so.
+    The printed algorithm takes sigma at x + delta. It lowers R before it tests, so it returns a radius one step below
+    the one that passed. And it never ends where P(D <= r) < 1/2 at R = 0: once R is negative, the norm of R nu / ||nu||
+    grows again. In that case this function stops at the first negative R, and ``ended`` is False.
 
     Parameters
     ----------
     model : GaussianVAE
     x : Tensor, shape (1, d_x)
     r : float
-        >= 0.
+        Largest distance that counts as robust, >= 0, in input units.
     step, start : float
-        > 0, in input units (pixels, 2-norm). ``step`` is at least the distance between ``start`` and the next number of
-        double precision; otherwise rounding would leave R where it is, and the loop would never end.
+        Decrement and first value of R, each > 0, in input units. ``step`` must be at least the distance from ``start``
+        to the next number in double precision. Otherwise rounding would undo each step, and the loop would never end.
     samples : int
         New samples at each R.
     seed : int or torch.Generator
@@ -185,10 +186,12 @@ def algorithm_2_as_printed(
 
 
 def _printed(value: float, iterations: int, samples: int, ended: bool) -> Printed:
+    """Return the result of a loop that drew ``samples`` samples in each of its iterations."""
     return Printed(value if ended else math.nan, iterations, iterations * samples, ended)
 
 
 def _one_point(x: Tensor) -> None:
+    """Raise a ValueError if ``x`` holds more than one point."""
     checks.vectors("x", x)
     if len(x) != 1:
         raise ValueError(f"x must be one point, shape (1, d), since the printed algorithm is; but has {tuple(x.shape)}")

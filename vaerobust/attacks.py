@@ -3,8 +3,8 @@
 Begin with :func:`maximum_damage`. Every attack returns one perturbation per point whose 2-norm is at most the radius
 and, with ``box``, whose perturbed input has all pixels in [0, 1]. Both hold exactly in floating point.
 
-Stochastic objectives are evaluated on noise that is drawn once, so that an optimiser sees a fixed function. How good a
-perturbation is, is measured on fresh noise. The smallest radius at which an attack succeeds is found in
+Stochastic objectives are evaluated on noise that is drawn once, so that the optimiser sees a fixed function. Fresh
+noise then measures the damage of what it found. The smallest radius at which an attack succeeds is found in
 :mod:`vaerobust.margins`.
 """
 
@@ -30,12 +30,13 @@ from vaerobust.results import Result
 
 METHODS = ("projected_gradient", "lbfgs")
 HALVINGS = 30
-"""Bisection steps of the projection onto ball and box: enough for single precision."""
+"""Bisection steps of the projection onto the ball within the pixel box: enough for single precision."""
 NEAR = 1e-4
-"""Length of the first start, as a share of the radius. At 0 itself the gradient of a distance can vanish."""
+"""Norm of the first starting point, as a share of the radius. It is not 0, where the gradient can vanish."""
 
 Objective = Callable[[slice, Tensor], Tensor]
-"""What an attack makes large: maps some of the points and candidates for them, (k, n, d_x), to values (k, n)."""
+"""What an attack maximises: maps a slice of the points and perturbations of these n points, shape (k, n, d_x), with k
+candidates for each point, to values of shape (k, n)."""
 
 
 @dataclass(frozen=True)
@@ -50,15 +51,15 @@ class AttackSettings:
     steps : int
         Iterations of the optimiser.
     restarts : int
-        Random starting points. The first lies next to 0, the others anywhere in the ball.
+        Number of random starting points. The first lies next to 0, the others anywhere in the ball.
     samples : int
         Draws of eta that the optimiser sees.
     choosing_samples : int
-        Fresh draws that choose among the starts, and as many again that measure the result.
+        Fresh draws that choose the best of the perturbations from all starts. As many further draws measure its damage.
     box : bool
-        True keeps x + delta in [0, 1].
+        True keeps all pixels of x + delta in [0, 1].
     perturb_sigma : bool
-        True lets the perturbation reach sigma too. Eq. 6 does not.
+        True takes sigma at x + delta. False takes it at x, as Eq. 6 does.
 
     Raises
     ------
@@ -108,7 +109,7 @@ def maximum_damage(
     starts: Tensor | None = None,
     seed: Seed = 0,
 ) -> Attack:
-    """Seek the perturbation that moves the reconstruction furthest: Eq. 6, with the mean over eta that it leaves out.
+    """Seek the perturbation that moves the reconstruction furthest: Eq. 6, with a mean over eta, which Eq. 6 omits.
 
     argmax over ||delta||_2 <= radius of E_eta || g(mu(x + delta) + eta * sigma(x)) - g(mu(x)) ||_2.
 
@@ -118,11 +119,11 @@ def maximum_damage(
     x : Tensor, shape (n, d_x)
         Inputs; pixels in [0, 1] if ``settings.box``.
     radius : float or Tensor, shape (n,)
-        Largest ||delta||_2, >= 0 (L of Figs. 5 and 7), in input units.
+        Largest ||delta||_2, >= 0, in input units; L of Figs. 5 and 7.
     settings : AttackSettings, optional
         The defaults of :class:`AttackSettings` if left out.
     starts : Tensor, shape (k, n, d_x), optional
-        Further starting points: these perturbations, scaled to the radius.
+        Further starting points. Each perturbation is scaled to the radius.
     seed : int or torch.Generator
         Source of noise and starts; see :mod:`vaerobust.randomness`.
 
@@ -149,17 +150,17 @@ def maximum_damage(
     def mean_distance(points: slice, delta: Tensor) -> Tensor:
         """Mean of D over the noise, for candidates of shape (k, n, d_x)."""
         moved_mu, moved_sigma = encode_rows(model, x[points] + delta)  # (k, n, d_z)
-        spread = moved_sigma if settings.perturb_sigma else sigma[points]
-        d = distance(model, moved_mu[..., None, :], spread[..., None, :], eta, centre[points, None])
+        noise_sigma = moved_sigma if settings.perturb_sigma else sigma[points]
+        d = distance(model, moved_mu[..., None, :], noise_sigma[..., None, :], eta, centre[points, None])
         return d.mean(-1)
 
-    # new streams of noise: one chooses among the starts, the other measures the choice
+    # Seeds of two new streams of noise: one chooses among the perturbations found, the other measures the choice
     choosing, measuring = torch.randint(2**62, (2,), generator=generator, device=generator.device).tolist()
 
     def fresh_distance(delta: Tensor, stream: int) -> Tensor:
         """Mean of D over fresh noise, for one perturbation per point."""
-        samples, moves = settings.choosing_samples, settings.perturb_sigma
-        return distances(model, x, delta, samples=samples, seed=stream, perturb_sigma=moves).mean(1)
+        samples, perturb_sigma = settings.choosing_samples, settings.perturb_sigma
+        return distances(model, x, delta, samples=samples, seed=stream, perturb_sigma=perturb_sigma).mean(1)
 
     problem = _Problem(mean_distance, x, radius, settings.box, max(1, rows_at_once(model, x) // settings.samples))
     found = _optimise(problem, settings, generator, starts)  # (starts, n, d_x)
@@ -187,8 +188,8 @@ def latent_attack(
     radius : float or Tensor, shape (n,)
         Largest ||delta||_2, >= 0, in input units.
     settings : AttackSettings, optional
-        Steps, restarts and box; ``AttackSettings(restarts=2)`` if left out. The objective has no noise, and the
-        optimiser is the projected gradient.
+        Method, steps, restarts and box; ``AttackSettings(restarts=2)`` if left out. The other settings have no effect,
+        since the objective has no noise.
     seed : int or torch.Generator
         Source of the starts; see :mod:`vaerobust.randomness`.
 
@@ -250,43 +251,45 @@ def output_attack(
 
 
 def project(delta: Tensor, radius: Tensor, x: Tensor | None = None) -> Tensor:
-    """Return the nearest point of the ball ||delta||_2 <= radius, or with ``x`` of the ball within the pixel box.
+    """Return the nearest perturbation in the ball ||delta||_2 <= radius, or with ``x`` in both ball and pixel box.
 
     Parameters
     ----------
     delta : Tensor, shape (..., n, d_x)
     radius : Tensor, shape (n,)
-        In double precision where the device has it, so that it is the number that was asked for.
+        In double precision where the device has it, so that the caller's number is not rounded to that of ``delta``.
     x : Tensor, shape (n, d_x), optional
-        Inputs in [0, 1]; the result leaves x + delta in [0, 1].
+        Inputs in [0, 1]. With them, x + delta stays in [0, 1] too.
 
     Returns
     -------
     Tensor, shape (..., n, d_x)
-        Exactly feasible, norms taken in double precision.
+        The constraints hold exactly in floating point, with norms in double precision.
     """
     if x is not None:
         delta = _into_ball_and_box(delta, radius[:, None].to(delta.dtype), x)
     fine = delta.to(precise(delta.device))
     norm = fine.norm(dim=-1, keepdim=True)
-    # Slightly less than radius / norm, for two reasons. Each coordinate is rounded once more. And the norm is a sum of
-    # d squares in double precision, which errs by at most d / 2 roundings. Shrinking cannot leave the box.
+    # The factor is slightly less than radius / norm, for two reasons: each coordinate is rounded once more, and the
+    # norm is a sum of d squares, which errs by at most d / 2 roundings. Shrinking cannot leave the box, which contains
+    # 0.
     slack = 2 * torch.finfo(delta.dtype).eps + delta.shape[-1] * torch.finfo(fine.dtype).eps
     shrink = (radius[:, None] * (1 - slack) / norm.clamp(min=torch.finfo(fine.dtype).tiny)).clamp(max=1)
     return torch.where(norm <= radius[:, None], delta, (fine * shrink).to(delta.dtype))
 
 
 def _into_ball_and_box(delta: Tensor, radius: Tensor, x: Tensor) -> Tensor:
-    """Return the nearest point of ball and box, up to rounding.
+    """Return the nearest perturbation in ball and box, up to rounding.
 
-    It is clip(delta / (1 + t)) with the least t >= 0 that brings the norm down to the radius. The norm falls with the
-    shrinkage 1 / (1 + t), so that bisection finds it.
+    Given the Lagrange multiplier t / 2 of ||.||_2^2 <= radius^2, each pixel can be solved for by itself, which gives
+    clip(delta / (1 + t)). The solution has the least t >= 0 that brings the norm down to the radius. The norm rises
+    with the factor 1 / (1 + t), so bisection finds the largest factor that fits.
     """
 
     def fits(candidate: Tensor) -> Tensor:
         return candidate.norm(dim=-1, keepdim=True) <= radius
 
-    low, high = torch.zeros_like(delta[..., :1]), torch.ones_like(delta[..., :1])
+    low, high = torch.zeros_like(delta[..., :1]), torch.ones_like(delta[..., :1])  # factors; ``low`` fits
     for _ in range(HALVINGS):
         middle = (low + high) / 2
         inside = fits(_clip(delta * middle, x))
@@ -314,7 +317,7 @@ def _targeted(
     settings: AttackSettings | None,
     seed: Seed,
 ) -> Attack:
-    """Minimise a distance that depends on no noise."""
+    """Seek the perturbations that minimise a distance to a target, which depends on no noise."""
     settings = (
         AttackSettings(restarts=2) if settings is None else checks.instance("settings", settings, AttackSettings)
     )  # fmt: skip
@@ -329,36 +332,36 @@ def _targeted(
 
 
 class _Problem(NamedTuple):
-    """What an optimiser maximises and where.
+    """What an optimiser maximises, and under which constraints.
 
     ``candidates`` is how many candidates, of all points together, may pass through the model at a time.
     """
 
     objective: Objective
-    x: Tensor
-    radius: Tensor
+    x: Tensor  # (n, d_x)
+    radius: Tensor  # (n,), in double precision
     box: bool
     candidates: int
 
     def part(self, points: slice) -> _Part:
-        """Return the problem of some of the points."""
-        inside = self.x[points] if self.box else None
-        return _Part(lambda delta: self.objective(points, delta), self.radius[points], inside, points)
+        """Return the problem for a slice of the points."""
+        x_if_box = self.x[points] if self.box else None
+        return _Part(lambda delta: self.objective(points, delta), self.radius[points], x_if_box, points)
 
 
 class _Part(NamedTuple):
-    """The problem of a few points: ``x`` is None where there is no box."""
+    """The problem for a slice of the points."""
 
-    objective: Callable[[Tensor], Tensor]
-    radius: Tensor
-    x: Tensor | None
+    objective: Callable[[Tensor], Tensor]  # maps perturbations (k, n, d_x) to values (k, n)
+    radius: Tensor  # (n,)
+    x: Tensor | None  # (n, d_x); None where there is no box
     points: slice
 
 
 def _optimise(
     problem: _Problem, settings: AttackSettings, generator: torch.Generator, given: Tensor | None
 ) -> Tensor:  # fmt: skip
-    """Run an optimiser from every start at every point, a part of the points at a time; shape (starts, n, d_x)."""
+    """Run the optimiser from every start at every point, block by block; return perturbations (starts, n, d_x)."""
     starts = _starts(problem.x, settings.restarts, generator, given)
     found = []
     for points in slices(len(problem.x), max(1, problem.candidates // len(starts))):
@@ -374,7 +377,8 @@ def _optimise(
 def _starts(x: Tensor, restarts: int, generator: torch.Generator, given: Tensor | None) -> Tensor:
     """Return starting points of norm <= 1, shape (starts, n, d_x).
 
-    The random ones are the same for every point, so that a point's result does not depend on the others.
+    The random ones are the same for every point, so that a point's result does not depend on the others. Those that are
+    ``given``, (k, n, d_x), are scaled to norm 1.
     """
     options: dict[str, Any] = {"generator": generator, "dtype": x.dtype, "device": generator.device}
     direction = torch.randn(restarts, 1, x.shape[1], **options).to(x.device)
@@ -399,7 +403,7 @@ def _best(candidates: Tensor, value: Tensor) -> Tensor:
 
 
 def _gradient(objective: Callable[[Tensor], Tensor], delta: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the objective (k, n) and its gradient in delta (k, n, d_x)."""
+    """Return the objective, shape (k, n), and its gradient with respect to delta, shape (k, n, d_x)."""
     delta = delta.detach().requires_grad_(True)
     with torch.enable_grad():
         value = objective(delta)
@@ -410,23 +414,24 @@ def _gradient(objective: Callable[[Tensor], Tensor], delta: Tensor) -> tuple[Ten
 
 
 def _ascend(part: _Part, delta: Tensor, steps: int) -> Tensor:
-    """Climb along normalised gradients with projection, and return the best point on the way, (k, n, d_x)."""
-    best, record = delta, torch.full(delta.shape[:-1], -torch.inf, dtype=delta.dtype, device=delta.device)
+    """Do projected gradient ascent with normalised gradients, and return the best perturbations met, (k, n, d_x)."""
+    best, highest = delta, torch.full(delta.shape[:-1], -torch.inf, dtype=delta.dtype, device=delta.device)
     for step in range(steps + 1):
         value, gradient = _gradient(part.objective, delta)
-        better = value > record
-        best, record = torch.where(better[..., None], delta, best), torch.where(better, value, record)
-        # from half the ball's radius down to 0: long steps find the direction, short ones settle it
+        better = value > highest
+        best, highest = torch.where(better[..., None], delta, best), torch.where(better, value, highest)
+        # The step falls from half the ball's radius to 0: long steps find the direction, short ones refine it
         length = part.radius[:, None].to(delta.dtype) * 0.5 * (1 - step / (steps + 1))
         delta = project(delta + length * _unit(gradient), part.radius, part.x)
     return best
 
 
 def _lbfgs(problem: _Problem, points: slice, start: Tensor, steps: int) -> Tensor:
-    """Climb with scipy's L-BFGS-B from each start, (k, n, d_x), one point at a time since a line search is shared.
+    """Maximise with scipy's L-BFGS-B from each start, (k, n, d_x); return perturbations of the same shape.
 
-    The variable u has the box as its bounds, and delta = u * min(1, radius / ||u||): shrinking towards 0 meets the
-    ball's constraint and keeps the box's.
+    Each point has a call of its own, since all variables of a call share one line search. The optimiser's variable u
+    has the box as its bounds, and delta = u * min(1, radius / ||u||). Shrinking u towards 0 brings it into the ball and
+    keeps it in the box.
     """
     found = torch.empty_like(start)
     for k, i in np.ndindex(*start.shape[:2]):
@@ -437,7 +442,7 @@ def _lbfgs(problem: _Problem, points: slice, start: Tensor, steps: int) -> Tenso
 
 
 def _lbfgs_from(part: _Part, start: Tensor, steps: int) -> Tensor:
-    """Climb with L-BFGS-B at one point, from one start of shape (d_x,)."""
+    """Maximise with L-BFGS-B at one point, from one start of shape (d_x,); return a perturbation, (d_x,)."""
 
     def tensor(flat: np.ndarray) -> Tensor:
         return torch.as_tensor(flat, dtype=start.dtype, device=start.device)

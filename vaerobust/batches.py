@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 ROWS = 16_384
-"""Most rows that pass through a network at a time: about 50 MB of reconstructions of a small image."""
+"""Most rows that pass through a network at a time: about 50 MB of reconstructions of 784 pixels in single precision."""
 MEMORY = 2**30
 """Bytes that all intermediate results of these rows may take together. The shipped models stay below it with the full
 number of rows, also in double precision; a large convolutional model gets fewer rows."""
@@ -34,7 +34,7 @@ def points_within(rows: int, each: int, most: int) -> int:
 
 
 def slices(total: int, size: int) -> Iterator[slice]:
-    """Cut range(total) into runs of at most ``size``."""
+    """Cut range(total) into consecutive slices of at most ``size`` elements."""
     return (slice(start, min(start + size, total)) for start in range(0, total, size))
 
 
@@ -44,12 +44,17 @@ def blockwise(block: Callable[[slice, slice], Tensor], n: int, samples: int, lik
     Parameters
     ----------
     block : callable
-        Maps a slice of points and a slice of samples to their values.
+        Maps a slice of points and a slice of samples to their values, shape (points, samples).
     n, samples : int
+        Numbers of points and of samples.
     like : Tensor
-        Its type and device are those of the result.
+        A tensor with the type and device of the result.
     rows : int
         See :func:`rows_within`.
+
+    Returns
+    -------
+    Tensor, shape (n, samples)
 
     Raises
     ------

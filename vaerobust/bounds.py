@@ -3,7 +3,10 @@
 Theorem 1 joins two steps. A set of noise of probability p keeps a probability above 1/2 under every shift shorter than
 Phi^-1(p) standard deviations (:func:`half_space_shift`). A perturbation delta shifts the encoder's mean by J delta, to
 first order. :func:`theorem_1` estimates p from samples and returns the quotient of Eq. 5. A bound without neglected
-terms is in :mod:`vaerobust.certify`.
+terms is in :mod:`vaerobust.certify`. Begin with :func:`theorem_1`.
+
+J' is the transpose of the encoder's Jacobian J, and S = diag(sigma). A whitened latent is divided by sigma, so that the
+encoder's noise has unit variance in it.
 """
 
 from __future__ import annotations
@@ -45,7 +48,7 @@ class FirstOrderBound(Result):
         The bound with the estimated probability, in input units; 0 where that probability is <= 1/2, infinite where it
         is 1.
     low, high : Tensor, shape (n,)
-        The bound at the limits of the probability's interval; ``low`` is always finite.
+        The bound at the limits of the probability's interval. ``low`` is always finite, since the lower limit is < 1.
     robustness : Robustness
         P(D(x) <= r), from which the bound was computed.
     """
@@ -58,7 +61,7 @@ class FirstOrderBound(Result):
 
 @dataclass(frozen=True, eq=False)
 class FirstOrderRadii(Result):
-    """Three bounds by Theorem 1's argument, in input units; each is at least the one before.
+    """Three bounds by Theorem 1's argument, in input units; each is at least as large as the one before.
 
     Attributes
     ----------
@@ -67,7 +70,7 @@ class FirstOrderRadii(Result):
     spectral : Tensor, shape (n,)
         The same with ||J||_2 in place of ||J||_F.
     whitened : Tensor, shape (n,)
-        Phi^-1(p) / ||S^-1 J||_2 with S = diag(sigma): the most that the half-space lemma can give to first order.
+        Phi^-1(p) / ||S^-1 J||_2 with S = diag(sigma): the largest bound that the half-space lemma gives to first order.
     """
 
     frobenius: Tensor
@@ -76,7 +79,7 @@ class FirstOrderRadii(Result):
 
 
 def half_space_shift(probability: np.ndarray | float) -> np.ndarray:
-    """Return Phi^-1(p), the length of a shift that a half-space of probability p survives.
+    """Return Phi^-1(p), the length of the shift of the noise that lowers the probability of a half-space from p to 1/2.
 
     Parameters
     ----------
@@ -86,7 +89,7 @@ def half_space_shift(probability: np.ndarray | float) -> np.ndarray:
     Returns
     -------
     ndarray
-        In standard deviations; 0 where p <= 1/2, infinite where p = 1.
+        In standard deviations of the noise; 0 where p <= 1/2, infinite where p = 1.
 
     Raises
     ------
@@ -115,8 +118,14 @@ def theorem_1_quotient(sigma: Tensor, norm: Tensor, probability: np.ndarray | fl
     -------
     Tensor, shape (n,)
         In input units; 0 where the probability is <= 1/2, even if the encoder is constant near x.
+
+    Raises
+    ------
+    ValueError
+        If a probability lies outside [0, 1].
     """
     shift = torch.as_tensor(half_space_shift(probability), dtype=norm.dtype, device=norm.device)
+    # Where the norm is 0, the quotient is infinite, and infinity times a shift of 0 would be NaN
     return torch.where(shift > 0, sigma.min(dim=1).values / norm * shift, 0.0)
 
 
@@ -126,7 +135,7 @@ def theorem_1(
     r: float | Tensor,
     *,
     samples: int = 1000,
-    seed: Seed = 0,
+    seed: Seed = 1,
     confidence: float = 0.95,
 ) -> FirstOrderBound:
     """Estimate Theorem 1's bound, Eq. 5 without its higher-order terms.
@@ -138,11 +147,11 @@ def theorem_1(
     model : GaussianVAE
     x : Tensor, shape (n, d_x)
     r : float or Tensor, shape (n,)
-        Largest distance that counts as robust, >= 0; chosen with other samples than this call draws.
+        Largest distance that counts as robust, >= 0, in input units; chosen with other samples than this call draws.
     samples, seed
         As in :func:`vaerobust.distance.distances`.
     confidence : float
-        Of the probability's interval, in (0, 1).
+        Confidence level of the probability's interval, in (0, 1).
 
     Returns
     -------
@@ -162,8 +171,8 @@ def theorem_1(
     robustness = probability_of_robustness(d, r, confidence=confidence)
     sigma = encode_points(model, x)[1]
     norm = jacobian_norms(model, x).frobenius
-    limits = (robustness.probability, robustness.low, robustness.high)
-    radius, low, high = (theorem_1_quotient(sigma, norm, p) for p in limits)
+    probabilities = (robustness.probability, robustness.low, robustness.high)
+    radius, low, high = (theorem_1_quotient(sigma, norm, p) for p in probabilities)
     return FirstOrderBound(radius, low, high, robustness)
 
 
@@ -206,8 +215,8 @@ def first_order_radii(model: GaussianVAE, x: Tensor, probability: float | np.nda
 def proposition_1(model: GaussianVAE, x: Tensor) -> Tensor:
     """Return sqrt(2 Tr Sigma(x)), Proposition 1's r, with Sigma = J_g diag(sigma^2) J_g' (Appendix A).
 
-    To first order in sigma, x is r-robust for every r above it. The paper calls that necessary; it is sufficient, by
-    Markov's inequality.
+    To first order in sigma, D(x)^2 has the mean Tr Sigma. So by Markov's inequality P(D(x) > r) < 1/2 for every r above
+    this value, and x is r-robust. The paper calls the condition necessary; it is sufficient.
 
     Parameters
     ----------
@@ -217,7 +226,7 @@ def proposition_1(model: GaussianVAE, x: Tensor) -> Tensor:
     Returns
     -------
     Tensor, shape (n,)
-        In the units of D.
+        In input units.
 
     Raises
     ------

@@ -155,7 +155,7 @@ def vectors(name: str, value: Tensor, width: int | None = None, *, like: Tensor 
     value : Tensor
         What was passed.
     width : int, optional
-        Its second dimension; any if left out.
+        Required size of the second dimension; any size if left out.
     like : Tensor, optional
         A tensor whose shape, type and device it must have.
 

@@ -148,8 +148,9 @@ def encode_points(model: GaussianVAE, x: Tensor, *, perturbed: bool = False) -> 
     """
     parts = [called(model, "encode", x[i]) for i in slices(len(x), rows_at_once(model, x))]
     mu, sigma = (torch.cat(one) if len(parts) > 1 else one[0] for one in zip(*parts, strict=True))
-    require_finite("model.encode must return finite mu", mu)
-    require_finite("model.encode must return finite sigma", sigma)
+    where = " at x + delta" if perturbed else ""
+    require_finite(f"model.encode must return finite mu{where}", mu)
+    require_finite(f"model.encode must return finite sigma{where}", sigma)
     if not perturbed:
         require_positive(sigma)
     return mu, sigma

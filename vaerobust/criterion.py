@@ -31,7 +31,7 @@ class Robustness(Result):
     samples : int
         Number of samples per point.
     confidence : float
-        In (0, 1).
+        Confidence level of the interval, in (0, 1).
     """
 
     probability: np.ndarray
@@ -42,23 +42,23 @@ class Robustness(Result):
 
     @property
     def robust(self) -> np.ndarray:
-        """True where r-robustness (a probability above 1/2) is confirmed at the confidence, shape (n,)."""
+        """True where ``low`` > 1/2, so that r-robustness is confirmed with the stated confidence; shape (n,)."""
         return self.low > 0.5
 
 
 @dataclass(frozen=True, eq=False)
 class Quantile(Result):
-    """A quantile of D per point, with an interval that holds for every continuous distribution.
+    """A quantile of D per point, with an interval that holds for every distribution.
 
     Attributes
     ----------
     value, low, high : Tensor, shape (n,)
-        Order statistics of the samples, in the units of D (pixels, 2-norm). Where the samples are too few for the
-        confidence, ``low`` is 0 and ``high`` infinite.
+        The quantile and the limits of its interval: order statistics of the samples, in input units. Where the samples
+        are too few for the confidence, ``low`` is 0, ``high`` is infinite, or both.
     level : float
-        Which quantile; 0.5 is the median.
+        Which quantile, in (0, 1); 0.5 is the median.
     confidence : float
-        In (0, 1), for each point by itself.
+        Confidence level of the interval, for each point by itself, in (0, 1).
     """
 
     value: Tensor
@@ -79,7 +79,7 @@ def probability_of_robustness(distance: Tensor, r: float | Tensor, *, confidence
         Largest distance that counts as robust, >= 0, in input units. It must have been chosen without a look at these
         samples.
     confidence : float
-        Of the two-sided Clopper-Pearson interval, in (0, 1).
+        Confidence level of the two-sided Clopper-Pearson interval, in (0, 1).
 
     Returns
     -------
@@ -140,7 +140,7 @@ def distance_quantile(distance: Tensor, level: float = 0.5, *, confidence: float
     """Estimate a quantile of D by an order statistic; the median is what Algorithm 1 converges to.
 
     The number of samples below the true quantile is binomial. So two order statistics enclose the quantile with known
-    probability, whatever the distribution.
+    probability, whatever the distribution. (With ties it is enclosed at least as often.)
 
     Parameters
     ----------
@@ -149,7 +149,7 @@ def distance_quantile(distance: Tensor, level: float = 0.5, *, confidence: float
     level : float
         Which quantile, in (0, 1).
     confidence : float
-        Of the interval, for each point by itself, in (0, 1).
+        Confidence level of the interval, for each point by itself, in (0, 1).
 
     Returns
     -------
@@ -173,6 +173,7 @@ def distance_quantile(distance: Tensor, level: float = 0.5, *, confidence: float
     last = int(below.ppf(1 - tail)) + 1
     low = ordered[:, first - 1] if first >= 1 else torch.zeros_like(ordered[:, 0])
     high = ordered[:, last - 1] if last <= samples else torch.full_like(ordered[:, 0], torch.inf)
-    # rounded, since 0.55 * 100 lies slightly above 55 in floating point
-    at = min(samples - 1, max(0, int(np.ceil(round(level * samples, 6))) - 1))
-    return Quantile(ordered[:, at], low, high, level, confidence)
+    # The estimate is the k-th smallest sample, where k is level * samples, rounded up. It is first rounded to 6 places,
+    # since 0.55 * 100 lies slightly above 55 in floating point.
+    place = min(samples - 1, max(0, int(np.ceil(round(level * samples, 6))) - 1))
+    return Quantile(ordered[:, place], low, high, level, confidence)

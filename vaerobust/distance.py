@@ -20,16 +20,17 @@ from vaerobust.model import GaussianVAE
 from vaerobust.randomness import Seed, as_generator, normal, unit_directions
 
 REFERENCES = ("mean", "sample")
+"""What D may be measured from; see :func:`distances`."""
 
 
 def encode_rows(model: GaussianVAE, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Encode inputs with any leading dimensions, (..., d_x), by a model that takes rows; mu and sigma, (..., d_z)."""
+    """Encode inputs with one or more leading dimensions, (..., d_x); return mu and sigma, each (..., d_z)."""
     mu, sigma = model.encode(x.flatten(0, -2))
     return mu.unflatten(0, x.shape[:-1]), sigma.unflatten(0, x.shape[:-1])
 
 
 def decode_rows(model: GaussianVAE, z: Tensor) -> Tensor:
-    """Decode latents with any leading dimensions, (..., d_z), by a model that takes rows; (..., d_x)."""
+    """Decode latents with one or more leading dimensions, (..., d_z); return reconstructions, (..., d_x)."""
     return model.decode(z.flatten(0, -2)).unflatten(0, z.shape[:-1])
 
 
@@ -149,10 +150,11 @@ def distances_in_random_directions(
     ----------
     model : GaussianVAE
     x : Tensor, shape (n, d_x)
+        Inputs.
     radius : float or Tensor, shape (n,)
         ||delta||_2, >= 0, in input units.
     samples, seed, perturb_sigma
-        As in :func:`distances`. Every point meets the same directions.
+        As in :func:`distances`. All points share the same directions.
 
     Returns
     -------
@@ -175,7 +177,7 @@ def distances_in_random_directions(
     eta = normal(samples, mu_x, generator)  # (samples, d_z)
     out = torch.empty(len(x), samples, dtype=x.dtype, device=x.device)
     for drawn, direction in unit_directions(samples, x, generator):
-
+        # Default arguments hold the values of this pass of the loop
         def block(i: slice, j: slice, drawn: slice = drawn, direction: Tensor = direction) -> Tensor:
             perturbed = x[i, None] + radius[i, None, None] * direction[j]  # (points, samples, d_x)
             mu, sigma = encode_rows(model, perturbed)

@@ -1,4 +1,4 @@
-"""How well an image is explained by the embedding of a perturbed one: the ordinate of Figs. 4, 5, 7, 10 and 11."""
+"""The likelihood of an image given the embedding of a perturbed copy of it: the y-axis of Figs. 4, 5, 7, 10 and 11."""
 
 from __future__ import annotations
 
@@ -36,7 +36,8 @@ def log_likelihood(
     seed : int or torch.Generator
         Source of eta; see :mod:`vaerobust.randomness`.
     perturb_sigma : bool
-        True takes sigma at x + delta, since the embedding of a noisy input has that input's own sigma.
+        True takes sigma at x + delta: the embedding of a noisy input has that input's own sigma. This is the default
+        here, while :func:`vaerobust.distance.distances` follows Eq. 3 by default and takes sigma at x.
 
     Returns
     -------

@@ -1,8 +1,8 @@
 """A VAE whose robustness is known in closed form: linear encoder, linear decoder, constant sigma.
 
-With orthonormal columns in the decoder, D(x, delta)^2 / s^2 has a noncentral chi-square distribution with d_z degrees
-of freedom and noncentrality ||A delta||^2 / s^2. So every quantity of the paper has an exact value, against which
-estimators, bounds and attacks are tested, and shown on the page.
+The decoder's columns are orthonormal, so D(x, delta) = ||W (A delta + s eta)||_2 = ||A delta + s eta||_2. Its square
+over s^2 has a noncentral chi-square distribution with d_z degrees of freedom and noncentrality ||A delta||^2 / s^2. So
+every quantity of the paper has an exact value. The tests and the book compare estimators, bounds and attacks with it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ class LinearGaussianVAE:
     sigma : float
         s, > 0.
     seed : int
-        Of A (standard normal / sqrt(d_x)) and W (orthogonalised).
+        Seed of A, whose elements are N(0, 1 / d_x), and of W. ``weight`` holds A, shape (d_z, d_x), and ``decoder``
+        holds W, shape (d_x, d_z), both in double precision.
 
     Raises
     ------
@@ -57,26 +58,27 @@ class LinearGaussianVAE:
         return z @ self.decoder.T.to(z)
 
     def probability(self, r: float, shift: float = 0.0) -> float:
-        """Return P(D <= r) where ||A delta||_2 = ``shift``."""
+        """Return P(D <= r) for a perturbation with ||A delta||_2 = ``shift``, in latent units."""
         return float(stats.ncx2.cdf((r / self.sigma) ** 2, self.latents, (shift / self.sigma) ** 2))
 
     def quantile(self, level: float = 0.5) -> float:
-        """Return the quantile of D(x), Eq. 1; at 0.5 the smallest r of Algorithm 1."""
+        """Return the quantile of D(x), Eq. 1, at a level in (0, 1); at 0.5 it is the smallest r of Algorithm 1."""
         return self.sigma * float(stats.chi2.ppf(level, self.latents)) ** 0.5
 
     def margin(self, r: float) -> float:
         """Return the exact margin of Eq. 4: the shift at which P(D <= r) = 1/2, over the spectral norm of A."""
         if self.probability(r) <= 0.5:
             return 0.0
-        # the median of the noncentral law exceeds its noncentrality, so r itself is past the margin
+        # The median of a noncentral chi-square exceeds its noncentrality. So at the shift r, P(D <= r) < 1/2, and the
+        # root lies between 0 and r.
         shift = optimize.brentq(lambda s: self.probability(r, s) - 0.5, 0.0, r)
         return float(shift / torch.linalg.matrix_norm(self.weight, 2))
 
     def theorem_1(self, r: float) -> float:
-        """Return Theorem 1's bound with the exact probability."""
+        """Return Theorem 1's bound with the exact probability, in input units; 0 where that is <= 1/2."""
         shift = max(0.0, float(stats.norm.ppf(self.probability(r))))
         return self.sigma * shift / float(torch.linalg.matrix_norm(self.weight))
 
     def proposition_1(self) -> float:
-        """Return Proposition 1's radius sqrt(2 Tr Sigma) = s sqrt(2 d_z)."""
+        """Return Proposition 1's r, sqrt(2 Tr Sigma) = s sqrt(2 d_z)."""
         return self.sigma * (2 * self.latents) ** 0.5

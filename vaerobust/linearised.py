@@ -1,8 +1,9 @@
-"""Margins of the model linearised in the perturbation: estimates that look through the decoder, and no guarantees.
+"""Margins of the model linearised in the perturbation: estimates that take the decoder into account, no guarantees.
 
-Theorem 1 stops at the latents. Here the decoder is linearised too, at each sample of its noise, so that a perturbation
-delta changes the reconstruction by J_g(mu + S eta) J delta. :func:`linearised_radii` returns two margins of this model
-and the perturbation that is worst for it, from which attacks start.
+Theorem 1 bounds how far a perturbation moves the latents, whatever the decoder makes of that. Here the decoder is
+linearised too, at each sample mu + S eta of the latents, where S = diag(sigma). So a perturbation delta changes the
+reconstruction by J_g(mu + S eta) J delta. Begin with :func:`linearised_radii`: it returns two margins of the linearised
+model and the direction of the perturbation that is worst for it, from which attacks start.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from vaerobust.randomness import Seed, as_generator, normal
 from vaerobust.results import Result
 
 HALVINGS = 100
-"""Bisection steps for the multiplier nu; its logarithm is then exact in double precision."""
+"""Bisection steps for the multiplier lambda; its logarithm is then exact in double precision."""
 
 
 FURTHEST = 1e150
@@ -37,13 +38,14 @@ class LinearisedRadii(Result):
     Attributes
     ----------
     decoder_aware : Tensor, shape (n,)
-        Median over eta of (r - D(x)) / ||J_g(mu + S eta) J||_2, by the triangle inequality; 0 where it is negative.
+        Median over eta of (r - D(x)) / ||J_g(mu + S eta) J||_2; 0 where that is negative. By the triangle inequality,
+        no shorter perturbation takes the linearised D beyond r at that eta.
     second_moment : Tensor, shape (n,)
         The second-moment margin: the largest R with
         E_eta ||g(mu + S eta) - g(mu) + J_g(mu + S eta) J delta||^2 <= r^2 for all ||delta|| <= R. It is 0 where that
         fails at R = 0.
     direction : Tensor, shape (n, d_x)
-        Unit perturbation that reaches this maximum at R.
+        Unit vector along the perturbation of norm R that makes this expectation largest.
     """
 
     decoder_aware: Tensor
@@ -58,16 +60,16 @@ def linearised_radii(
     r: float | Tensor,
     *,
     samples: int = 200,
-    seed: Seed = 0,
+    seed: Seed = 1,
 ) -> LinearisedRadii:
-    """Return the margins of the model whose encoder is linearised at x and whose decoder at each of its samples.
+    """Return margins of the model that is linearised in the perturbation: its encoder at x, its decoder at each sample.
 
     Parameters
     ----------
     model : GaussianVAE
     x : Tensor, shape (n, d_x)
     r : float or Tensor, shape (n,)
-        Largest distance that counts as robust, >= 0.
+        Largest distance that counts as robust, >= 0, in input units.
     samples : int
         Draws of eta, the same for every point.
     seed : int or torch.Generator
@@ -99,24 +101,25 @@ def _linearised(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the fields of :class:`LinearisedRadii` for a few points."""
     centre = decode_points(model, mu, x)
-    moved = displacement(model, mu[:, None], sigma[:, None], eta, centre[:, None])  # (n, samples, d_x)
+    # How the noise alone moves the reconstruction, (n, samples, d_x)
+    moved = displacement(model, mu[:, None], sigma[:, None], eta, centre[:, None])
     moved = require_distances(at_least_single(moved))
     z = mu[:, None] + sigma[:, None] * eta  # (n, samples, d_z)
     slopes = at_least_single(decoder_jacobian(model, z.flatten(0, 1)))
     slopes = slopes.unflatten(0, z.shape[:2])  # (n, samples, d_x, d_z)
-    # J_g J in the basis of the right singular vectors of J, which has d_z dimensions in place of d_x
+    # From here on ``slopes`` is J_g J in the basis of the right singular vectors of J: d_z columns in place of d_x
     left, singular, right = svd(encoder_jacobian(model, x))
-    slopes = slopes @ (left * singular[:, None])[:, None]
+    slopes = slopes @ (left * singular[:, None])[:, None]  # (n, samples, d_x, d_z)
     gram = slopes.mT @ slopes  # (n, samples, d_z, d_z)
     room = r[:, None] - moved.norm(dim=-1)  # (n, samples)
     decoder_aware = torch.where(room > 0, room / largest_eigenvalue(gram).sqrt(), 0.0).median(dim=1).values
-    # E ||moved + slopes v||^2 = constant + 2 linear.v + v' E[gram] v, in double precision since the secular equation
-    # divides by small differences
+    # With delta = right' v, the expectation is E ||moved + slopes v||^2 = constant + 2 linear.v + v' E[gram] v. It is
+    # computed in double precision, since _largest_ball divides by small differences.
     constant = double(moved).pow(2).sum(-1).mean(1)
     linear = double(slopes.mT @ moved[..., None])[..., 0].mean(1)
     values, vectors = torch.linalg.eigh(double(gram).mean(1))
-    along = (vectors.mT @ linear[..., None])[..., 0]
-    radius, best = _largest_ball(double(r) ** 2 - constant, along, values.clamp(min=0))
+    rotated = (vectors.mT @ linear[..., None])[..., 0]  # ``linear`` in the basis of the eigenvectors
+    radius, best = _largest_ball(double(r) ** 2 - constant, rotated, values.clamp(min=0))
     direction = (double(right.mT) @ (vectors @ best[..., None]))[..., 0]
     direction = direction / direction.norm(dim=1, keepdim=True).clamp(min=1e-300)
     return decoder_aware.to(x), radius.to(x), direction.to(x)
@@ -125,28 +128,36 @@ def _linearised(
 def _largest_ball(room: Tensor, linear: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
     """Return the largest R with max over ||v|| <= R of 2 b'v + v' diag(values) v <= room, and the maximiser v.
 
-    By the theory of trust regions the maximum lies on the sphere, at v = (nu - values)^-1 b with nu above the largest
-    value. Both R and the maximum fall as nu grows, so nu is found by bisection.
+    This is a trust-region problem. Its maximum lies on the sphere ||v|| = R, at v_i = b_i / (lambda - values_i), where
+    lambda is the multiplier of the constraint and lies above the largest value. Both R = ||v|| and the maximum fall as
+    lambda grows. So bisection finds the lambda at which the maximum equals the room.
 
     Parameters
     ----------
     room : Tensor, shape (n,)
+        r^2 less the expectation at delta = 0.
     linear : Tensor, shape (n, d_z)
         b, in the eigenvectors' basis.
     values : Tensor, shape (n, d_z)
-        Rising, >= 0.
+        Eigenvalues in ascending order, >= 0.
+
+    Returns
+    -------
+    Tensor of shape (n,), Tensor of shape (n, d_z)
+        R, which is 0 where the room is not positive, and v.
     """
     top = values[:, -1:]
-    # With b orthogonal to the top eigenvector (the "hard case") no nu reaches far: give b a tiny part along it.
-    scale = linear.norm(dim=1, keepdim=True) + top * 1e-3 + 1e-200  # a decoder that does not move gives 0 otherwise
+    # If b is orthogonal to the top eigenvector (the "hard case" of trust regions), ||v|| stays bounded for all lambda.
+    # So b gets a tiny component along that eigenvector. The last term keeps a decoder that does not move from 0 / 0.
+    scale = linear.norm(dim=1, keepdim=True) + top * 1e-3 + 1e-200
     last = torch.where(linear[:, -1:].abs() < 1e-9 * scale, 1e-9 * scale, linear[:, -1:])
     linear = torch.cat([linear[:, :-1], last], 1)
-    low, high = torch.full_like(top, -60.0), torch.full_like(top, 60.0)  # nu = top + exp(.) * scale
+    low, high = torch.full_like(top, -60.0), torch.full_like(top, 60.0)  # of log((lambda - top) / scale)
     for _ in range(HALVINGS):
         middle = (low + high) / 2
         v = linear / (top + middle.exp() * scale - values)
         over = (2 * linear * v + values * v**2).sum(1, keepdim=True) > room[:, None]
         low, high = torch.where(over, middle, low), torch.where(over, high, middle)
-    v = linear / (top + high.exp() * scale - values)
-    v = v.nan_to_num(nan=0.0, posinf=FURTHEST, neginf=-FURTHEST)  # where the room is so large that no nu reaches it
+    v = linear / (top + high.exp() * scale - values)  # at ``high`` the maximum is within the room
+    v = v.nan_to_num(nan=0.0, posinf=FURTHEST, neginf=-FURTHEST)  # where the room is so large that no lambda reaches it
     return torch.where(room > 0, v.norm(dim=1), 0.0), v

@@ -3,9 +3,10 @@
 :func:`attack_margin` looks for the smallest radius at which an attack of :mod:`vaerobust.attacks` breaks r-robustness.
 :func:`strongest_attack` does the same from the best known starts and settings; it is the one to use for a result.
 
-The search is a bracket per point: at ``low`` the attack failed, at ``high`` it succeeded. It begins at a guess, goes
-outward in growing steps, then bisects. Last, fresh samples confirm the result by an exact binomial test. The margin of
-Eq. 4 is below the radius found, with the stated confidence, wherever ``confirmed`` is True.
+The search holds a bracket per point: at ``low`` the attack failed, at ``high`` it succeeded. It begins at a guess, goes
+away from it in growing steps until the bracket is closed, then bisects. Last, an exact binomial test on fresh samples
+confirms the result. Wherever ``confirmed`` is True, the margin of Eq. 4 is below the radius found, with the stated
+confidence.
 """
 
 from __future__ import annotations
@@ -33,11 +34,12 @@ from vaerobust.results import Result
 ATTEMPTS = 4
 """Tests on fresh samples, at growing radii, before a margin is reported as not confirmed."""
 LEAST = 1e-4
-"""Smallest radius tried, as a share of the largest. Below it a point counts as robust."""
+"""Smallest radius tried, as a share of the largest. No attack is tried below it."""
 STRIDE = 4
-"""Width of the first step away from a guess, in tolerances. Each further step is twice as wide."""
+"""The first step away from a guess is a factor of (1 + tolerance)^STRIDE. The next factor is its square, and so on."""
 GUESS = 1.2
-"""Where :func:`strongest_attack` begins, in second-moment margins. Attack margins are about 1 to 1.5 of them."""
+"""First radius of :func:`strongest_attack`, as a multiple of the second-moment margin (:mod:`vaerobust.linearised`).
+Attack margins are about 1 to 1.5 times as large as that."""
 
 
 @dataclass(frozen=True)
@@ -53,16 +55,16 @@ class MarginSearch:
     judging_samples : int
         Samples in each test of the search.
     final_samples : int, optional
-        Fresh samples in the last tests, which decide; ``judging_samples`` if left out. With more of them a smaller
-        share of failures above 1/2 rejects r-robustness, and the search looks for that share.
+        Fresh samples in each of the last tests, which decide; ``judging_samples`` if left out. The more there are, the
+        closer to 1/2 is the share of samples within r that rejects r-robustness. The search aims at that share.
     confidence : float
-        Two-sided, of the last tests of a point together, in (0, 1).
+        Confidence level of all last tests of a point together, in (0, 1). The tests use two-sided intervals.
     reference : {'mean', 'sample'}
         What the tests measure the distance from; see :func:`vaerobust.distance.distances`. The attack always moves
         away from g(mu(x)).
     warm_start : bool
-        True lets each attack start also from the smallest perturbation that has broken r-robustness so far, scaled.
-        Before there is one, it starts from the largest that has not.
+        True lets each attack start also from the smallest perturbation that has broken r-robustness so far, scaled to
+        the attack's radius. Before there is one, it starts from the largest perturbation that was tried.
 
     Raises
     ------
@@ -95,13 +97,16 @@ class MarginSearch:
 
     @property
     def rejected_share(self) -> float:
-        """Largest share of the deciding samples within r that rejects P(D <= r) > 1/2."""
-        fewest = stats.binom.ppf((1 - self.confidence) / 2, self.deciding_samples, 0.5) - 1
-        return float(fewest / self.deciding_samples)
+        """Largest share of the deciding samples within r with which one test at ``confidence`` rejects P(D <= r) > 1/2.
+
+        The search aims at this share. The last tests are slightly stricter, since each has only its share of the error.
+        """
+        most = stats.binom.ppf((1 - self.confidence) / 2, self.deciding_samples, 0.5) - 1
+        return float(most / self.deciding_samples)
 
 
 STRONGEST_ATTACK = AttackSettings(steps=10, restarts=1)
-"""Settings of each attack in :func:`strongest_attack`: few steps, since its starts are good."""
+"""Settings of each attack in :func:`strongest_attack`: few steps, since that function supplies good starts."""
 STRONGEST_SEARCH = MarginSearch(
     tolerance=0.03, judging_samples=2000, final_samples=10_000, confidence=0.999, warm_start=True
 )
@@ -115,15 +120,16 @@ class AttackMargin(Result):
     Attributes
     ----------
     radius : Tensor, shape (n,)
-        Norm of the perturbation that breaks it, in input units, so an upper bound on the margin where ``confirmed``.
-        It is 0 where P(D(x) <= r) <= 1/2 already, and ``limit`` where no attack up to there succeeded.
+        Norm of the perturbation that breaks r-robustness, in input units: an upper bound on the margin where
+        ``confirmed``. It is 0 where P(D(x) <= r) <= 1/2 without any perturbation, and ``limit`` where no attack up to
+        that radius succeeded.
     delta : Tensor, shape (n, d_x)
         That perturbation.
     judged : Robustness
         P(D(x, delta) <= r), on samples that neither the attack nor the search has seen.
     confirmed : ndarray of bool, shape (n,)
-        True where those samples reject P > 1/2, that is ``judged.high`` <= 1/2. It holds with the confidence asked for,
-        whatever the search did.
+        True where those samples reject P > 1/2, that is ``judged.high`` <= 1/2. A rejection is wrong with probability
+        at most 1 - confidence, whatever the search did.
     censored : Tensor of bool, shape (n,)
         True where no attack succeeded up to ``limit``.
     limit : float
@@ -146,23 +152,25 @@ def strongest_attack(
     attack: AttackSettings = STRONGEST_ATTACK,
     search: MarginSearch = STRONGEST_SEARCH,
     linearised: LinearisedRadii | None = None,
-    seed: Seed = 0,
+    seed: Seed = 3,
 ) -> AttackMargin:
-    """Return the attack margin from starts along the directions that are worst for the linearised model.
+    """Return the attack margin, where attacks start along the directions that are worst for the linearised model.
 
-    Each attack starts next to 0, along the linearised model's worst direction and its opposite, along the top right
-    singular vector of S^-1 J, and from the smallest success so far. The search begins near the second-moment margin.
+    Each attack starts from up to five perturbations: next to 0; along the linearised model's worst direction and its
+    opposite; along the right singular vector of S^-1 J with the largest singular value, where S = diag(sigma); and
+    along the smallest perturbation that has succeeded so far. The search begins near the second-moment margin.
 
     Parameters
     ----------
     model, x, r
         As in :func:`attack_margin`.
     attack : AttackSettings
-        Of each attack.
+        Settings of each attack.
     search : MarginSearch
-        Of the search and its tests. ``replace(STRONGEST_SEARCH, confidence=0.95)`` changes one setting.
+        Settings of the search and its tests. To change one of them:
+        ``dataclasses.replace(STRONGEST_SEARCH, confidence=0.95)``.
     linearised : LinearisedRadii, optional
-        What :func:`vaerobust.linearised.linearised_radii` returns for the same points and r, if it is known already.
+        Result of :func:`vaerobust.linearised.linearised_radii` for the same points and r; computed if left out.
     seed : int or torch.Generator
         Source of all noise; see :mod:`vaerobust.randomness`.
 
@@ -190,10 +198,10 @@ def strongest_attack(
 
 
 def worst_directions(model: GaussianVAE, x: Tensor, linearised: LinearisedRadii) -> Tensor:
-    """Return perturbations from which attacks should start, shape (3, n, d_x).
+    """Return unit perturbations along which attacks should start, shape (3, n, d_x).
 
-    They are the linearised model's worst direction, its opposite, and the direction in which the whitened mean of the
-    encoder moves furthest to first order.
+    They are the linearised model's worst direction, its opposite, and the direction along which the encoder's whitened
+    mean, mu / sigma(x), moves furthest to first order.
     """
     checks.vectors("linearised.direction", linearised.direction, like=x)
     jacobian = encoder_jacobian(model, x)
@@ -211,7 +219,7 @@ def attack_margin(
     search: MarginSearch | None = None,
     guess: float | Tensor | None = None,
     starts: Tensor | None = None,
-    seed: Seed = 0,
+    seed: Seed = 3,
 ) -> AttackMargin:
     """Search for the smallest radius at which the maximum-damage attack breaks r-robustness.
 
@@ -220,19 +228,19 @@ def attack_margin(
     model : GaussianVAE
     x : Tensor, shape (n, d_x)
     r : float or Tensor, shape (n,)
-        Largest distance that counts as robust, >= 0; chosen with other samples.
+        Largest distance that counts as robust, >= 0, in input units; chosen with other samples.
     attack : AttackSettings, optional
-        Of the attack at each radius; ``AttackSettings(restarts=2)`` if left out.
+        Settings of the attack at each radius; ``AttackSettings(restarts=2)`` if left out.
     search : MarginSearch, optional
-        Of the search and its tests; the defaults of :class:`MarginSearch` if left out.
+        Settings of the search and its tests; the defaults of :class:`MarginSearch` if left out.
     guess : float or Tensor, shape (n,), optional
         Radius at which the search begins, ``search.limit`` if left out. The nearer it is to the margin, the faster the
         search; the result is valid for any guess.
     starts : Tensor, shape (k, n, d_x), optional
         Further starting points of every attack, scaled to its radius.
     seed : int or torch.Generator
-        Source of all noise; see :mod:`vaerobust.randomness`. Every radius meets the same noise, the last tests meet
-        fresh noise.
+        Source of all noise; see :mod:`vaerobust.randomness`. All radii share the same noise; the last tests use fresh
+        noise.
 
     Returns
     -------
@@ -248,7 +256,7 @@ def attack_margin(
     search = MarginSearch() if search is None else checks.instance("search", search, MarginSearch)
     attack = AttackSettings(restarts=2) if attack is None else checks.instance("attack", attack, AttackSettings)
     radii = at_least_single(x[:, 0])  # the type of all radii
-    finest = 4 * torch.finfo(radii.dtype).eps
+    finest = 4 * torch.finfo(radii.dtype).eps  # a narrower bracket holds only a few floating point numbers
     if search.tolerance < finest:
         raise ValueError(f"search.tolerance must be at least {finest:.1g} for {radii.dtype}, but is {search.tolerance}")
     guess = None if guess is None else checks.per_point("guess", guess, len(x), radii)
@@ -265,20 +273,17 @@ def attack_margin(
 class _State(NamedTuple):
     """State of the search, one entry per point.
 
-    At ``low`` the attack failed, or nothing was tried. At ``high`` it succeeded where ``broken``; elsewhere it is the
-    largest radius to try. ``radius`` is tried next, ``stride`` is the factor of the next step away from a guess.
-    ``delta`` is the smallest success so far, or the largest failure. Points that are not ``robust`` without any
-    perturbation are not searched, and ``searching`` holds the indices of those whose search goes on.
+    Points that are not robust without any perturbation are not searched.
     """
 
-    low: Tensor
-    high: Tensor
-    radius: Tensor
-    stride: Tensor
-    delta: Tensor
-    broken: Tensor
-    robust: Tensor
-    searching: Tensor
+    low: Tensor  # (n,), radius at which the attack failed, or the smallest radius to try
+    high: Tensor  # (n,), radius at which the attack succeeded where ``broken``, elsewhere the largest radius to try
+    radius: Tensor  # (n,), radius that is tried next
+    stride: Tensor  # (n,), factor of the next step away from the guess
+    delta: Tensor  # (n, d_x), the smallest perturbation that succeeded, or else the largest one that failed
+    broken: Tensor  # (n,), True where r-robustness has been broken
+    robust: Tensor  # (n,), True where the point is r-robust without perturbation
+    searching: Tensor  # (k,), indices of the points whose search goes on
 
 
 class _Trial(NamedTuple):
@@ -301,31 +306,37 @@ class _Trial(NamedTuple):
         high = self.search.limit * robust.to(at_least_single(self.x).dtype)
         low = LEAST * high
         radius = high if guess is None else torch.maximum(torch.minimum(guess, high), low)
+        # Without a guess the first radius is the limit, and an infinite stride makes every later step a bisection
         factor = torch.inf if guess is None else (1 + self.search.tolerance) ** STRIDE
         return _State(
             low, high, radius, torch.full_like(high, factor), delta, ~robust, robust, every[robust]
         )  # fmt: skip
 
     def step(self, state: _State, rows: Tensor) -> _State:
-        """Attack the points that are still searched, each at its radius, and move their brackets."""
+        """Attack the points that are still searched, each at its radius, and move their brackets.
+
+        The tensors of ``state`` are changed in place.
+        """
         low, high, radius, stride, delta, broken, robust, _ = state
         found, breaks = self.attempt(rows, radius[rows], delta)
         delta[rows] = torch.where((breaks | ~broken[rows])[:, None], found, delta[rows])
         high[rows] = torch.where(breaks, radius[rows], high[rows])
         low[rows] = torch.where(breaks, low[rows], radius[rows])
         broken[rows] |= breaks
-        # margins span decades, so bisect the ratio of the two ends; next to a guess only as far as the stride reaches
+        # Margins span decades, so the middle is the geometric mean of the two ends. While ``low`` is far
+        # away, ``high`` / ``stride`` is larger than that, so the steps away from a guess are short at first.
         middle = torch.maximum((low * high).sqrt(), high / stride)
         radius = torch.where(broken, middle, torch.minimum(low * stride, high))
         stride[rows] = stride[rows] ** 2
-        # the search goes on while the bracket is wider than the tolerance and a number lies between its ends
+        # The search goes on while the bracket is wider than the tolerance and a number lies between its ends. Where no
+        # attack has succeeded, it goes on until one has failed at the limit.
         width = torch.where(broken[rows], 1 + self.search.tolerance, 1.0)
         splits = ~broken[rows] | ((low[rows] < radius[rows]) & (radius[rows] < high[rows]))
         rows = rows[(high[rows] > low[rows] * width) & splits]
         return _State(low, high, radius, stride, delta, broken, robust, rows)
 
     def attempt(self, rows: Tensor, radius: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
-        """Attack some points; return the perturbations, (k, d_x), and where they break r-robustness, (k,)."""
+        """Attack the points ``rows``; return the perturbations, (k, d_x), and whether they break r-robustness, (k,)."""
         starts = [] if self.starts is None else [self.starts[:, rows]]
         if self.search.warm_start:
             starts.append(delta[None, rows])
@@ -336,7 +347,10 @@ class _Trial(NamedTuple):
         return found, torch.as_tensor(share <= self.search.rejected_share, device=self.x.device)
 
     def judge(self, rows: Tensor, delta: Tensor, stream: int, samples: int) -> Robustness:
-        """Estimate P(D <= r) under perturbations; each of the last tests gets a share of the confidence's error."""
+        """Estimate P(D <= r) under perturbations, on stream 1 of noise in the search, on others in the last tests.
+
+        The error that the confidence allows is divided among the last tests, of which there are at most ATTEMPTS.
+        """
         d = distances(
             self.model, self.x[rows], delta, samples=samples, seed=self.seed + stream,
             perturb_sigma=self.attack.perturb_sigma, reference=self.search.reference,
@@ -345,10 +359,10 @@ class _Trial(NamedTuple):
         return probability_of_robustness(d, self.r[rows], confidence=confidence)
 
     def confirm(self, state: _State) -> AttackMargin:
-        """Test the perturbations on fresh samples; where these do not agree, attack at the next larger radius.
+        """Test the perturbations on fresh samples; where a test fails to reject, attack at a larger radius.
 
-        The search met many tests, so its last success may be luck. At most ATTEMPTS tests decide, each on samples of
-        its own, and they share the error that the confidence allows.
+        The search chose among many tests on one set of samples, so its last success may be luck. At most ATTEMPTS tests
+        decide, each on samples of its own, and they share the error that the confidence allows.
         """
         _, high, _, _, delta, broken, robust, _ = state
         every, samples = torch.arange(len(self.x), device=self.x.device), self.search.deciding_samples
@@ -365,7 +379,7 @@ class _Trial(NamedTuple):
             probability[at], lower[at], upper[at] = again.probability, again.low, again.high
         judged = replace(outcome, probability=probability, low=lower, high=upper)
         confirmed = judged.high <= 0.5
-        # at the limit the last test may succeed where the first did not
+        # Where all attacks of the search failed, the final test of the last one may still reject r-robustness
         broken = broken | torch.as_tensor(confirmed, device=self.x.device)
         # a perturbation may be shorter than the radius that it was allowed, above all in a box
         radius = torch.where(robust & broken, torch.linalg.vector_norm(at_least_single(delta), dim=1), high)

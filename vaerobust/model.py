@@ -1,8 +1,9 @@
 """The variational autoencoder of Section 2.1, with the network of Appendix F.
 
 The rest of the package asks only two things of a model: ``encode(x) -> (mu, sigma)`` and ``decode(z) -> mean``, both
-batched over rows. :class:`GaussianVAE` is that contract. :class:`VAE` is the paper's network; begin there.
-:func:`mean_layers` gives the layers of an encoder's mean to whoever needs more than its values.
+with one row per point. :class:`GaussianVAE` states this protocol, and :class:`VAE` is the paper's network; begin there.
+:func:`mean_layers` returns the layers that compute an encoder's mean, for certificates and fast Jacobians. The last
+functions are the terms of training objectives. Training itself is in :mod:`vaerobust.zoo.training`.
 """
 
 from __future__ import annotations
@@ -22,13 +23,13 @@ from vaerobust.randomness import Seed, as_generator, normal
 
 LIKELIHOODS = ("bernoulli", "continuous_bernoulli", "gaussian")
 SCALES: dict[str, Callable[[Tensor], Tensor]] = {"softplus": F.softplus, "exp": torch.exp}
-
+"""Functions that turn the network's output into a positive standard deviation."""
 
 Layers = list[tuple[Tensor, Tensor]]
-"""Weight (fan_out, fan_in) and bias of each layer of the encoder's mean, in order; a ReLU lies between each two."""
+"""Weight (fan_out, fan_in) and bias (fan_out,) of each layer of the encoder's mean, in order, with ReLUs between."""
 
 CHECKED = 16
-"""Points at which :func:`mean_layers` compares the layers with the encoder."""
+"""Inputs at which :func:`mean_layers` compares the layers with the encoder, at most."""
 
 
 class GaussianVAE(Protocol):
@@ -42,26 +43,27 @@ class GaussianVAE(Protocol):
 
 
 def perceptron(*widths: int) -> nn.Sequential:
-    """Stack linear layers of the given widths with a ReLU between each two."""
+    """Stack linear layers, from the first width to the last, with ReLUs between them."""
     layers: list[nn.Module] = []
     for fan_in, fan_out in zip(widths, widths[1:], strict=False):
         layers += [nn.Linear(fan_in, fan_out), nn.ReLU()]
-    return nn.Sequential(*layers[:-1])
+    return nn.Sequential(*layers[:-1])  # no ReLU after the last layer
 
 
 class VAE(nn.Module):
-    """The paper's VAE: ReLU perceptrons, a first encoder layer shared by mean and standard deviation.
+    """The paper's VAE: ReLU perceptrons, where mean and standard deviation share the first encoder layer.
 
     Parameters
     ----------
     pixels, hidden, latents : int
-        Widths d_x, of every hidden layer, and d_z. Appendix F: 784, 400 and 20.
+        Numbers of pixels d_x, of units in every hidden layer, and of latents d_z. Appendix F has 784, 400 and 20.
     tau : float
         Offset added to the encoder's standard deviation, >= 0 (Section 4.2).
     likelihood : {'bernoulli', 'continuous_bernoulli', 'gaussian'}
         p(x|z). The Gaussian has unit variance, as Eq. 7 assumes.
     scale : {'softplus', 'exp'}
-        How the network's output becomes a standard deviation; 'exp' is the common log-variance in other words.
+        How the network's output becomes a standard deviation. With 'exp' the output is log sigma, which is half of the
+        log-variance that most implementations use.
 
     Raises
     ------
@@ -92,7 +94,7 @@ class VAE(nn.Module):
         self.decoder = perceptron(latents, hidden, hidden, pixels)
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mean and standard deviation of q(z|x), sigma = softplus(.) + tau, or exp(.) + tau.
+        """Return mean and standard deviation of q(z|x); sigma is softplus or exp of the network's output, plus tau.
 
         Parameters
         ----------
@@ -114,12 +116,12 @@ class VAE(nn.Module):
         return self.encoder_mu(shared), self.scale(self.encoder_sigma(shared)) + self.tau
 
     def mean_layers(self) -> list[tuple[Tensor, Tensor]]:
-        """Return weight and bias of each layer of mu; there is a ReLU between each two."""
+        """Return weight and bias of each layer of mu, as :data:`Layers` describes; no gradient reaches them."""
         layers = [self.encoder_shared, *(layer for layer in self.encoder_mu if isinstance(layer, nn.Linear))]
         return [(layer.weight.detach(), layer.bias.detach()) for layer in layers]
 
     def decode(self, z: Tensor) -> Tensor:
-        """Return g(z) = E[x|z], the mean of the likelihood (Section 2.1), shape (..., d_x)."""
+        """Return g(z) = E[x|z], the mean of the likelihood (Section 2.1), (..., d_x) for latents of (..., d_z)."""
         out = self.decoder(z)
         if self.likelihood == "gaussian":
             return out
@@ -142,7 +144,7 @@ class VAE(nn.Module):
         out = self.decoder(z)
         if self.likelihood == "gaussian":
             return -0.5 * ((x - out) ** 2 + math.log(2 * math.pi)).sum(-1)
-        # log Bernoulli(x | sigmoid(out)) for grey x; one pass, since this is the hot line of training
+        # log Bernoulli(x | sigmoid(out)), also for x between 0 and 1; kept short, since training calls it most
         log_p = (out * x - F.softplus(out)).sum(-1)
         if self.likelihood == "continuous_bernoulli":
             log_p = log_p + continuous_bernoulli_log_normaliser(out).sum(-1)
@@ -156,22 +158,31 @@ class VAE(nn.Module):
         x : Tensor, shape (n, d_x)
             Images.
         seed : int or torch.Generator
-            Source of eta, which every row has of its own; see :mod:`vaerobust.randomness`.
+            Source of eta. Each row has noise of its own, unlike elsewhere; see :mod:`vaerobust.randomness`.
+
+        Returns
+        -------
+        Tensor, shape (n, d_z)
+
+        Raises
+        ------
+        TypeError, ValueError
+            If the seed is no whole number >= 0 and no generator, or the images do not have d_x pixels.
         """
         mu, sigma = self.encode(x)
         return mu + sigma * normal(len(mu), mu, as_generator(seed, mu))
 
 
 def mean_layers(model: GaussianVAE, x: Tensor) -> Layers:
-    """Return the layers of a model's encoder mean in double precision, after a check that they are its encoder.
+    """Return the layers that compute a model's encoder mean, in double precision, and check that they do.
 
     Parameters
     ----------
     model : GaussianVAE
-        With a method ``mean_layers`` that returns weight (fan_out, fan_in) and bias of each layer of mu, in order, with
-        a ReLU between each two.
+        With a method ``mean_layers`` that returns weight (fan_out, fan_in) and bias of each layer of mu, in order. The
+        encoder must apply a ReLU after each of these layers but the last.
     x : Tensor, shape (n, d_x)
-        Inputs. The layers are compared with ``encode`` at the first of them and at noisy copies of these.
+        Inputs. The layers are compared with ``encode`` at the first :data:`CHECKED` inputs and at noisy copies of them.
 
     Returns
     -------
@@ -201,7 +212,8 @@ def mean_layers(model: GaussianVAE, x: Tensor) -> Layers:
             out, size = _forward(layers, double(points))
         except RuntimeError as error:
             raise ValueError(f"model.mean_layers() must fit each other and the inputs, but: {error}") from error
-    # each number of the network may be rounded to the type of x: in half precision to three digits or two
+    # A loose tolerance, since the encoder may compute in single precision. In half precision each number of the network
+    # may be rounded to three digits or two.
     rounding = 2 * torch.finfo(x.dtype).eps * size
     same = out.shape == mu.shape and ((out - mu).abs() <= 1e-3 * (mu.abs() + mu.abs().max()) + rounding).all()
     if not same:
@@ -235,19 +247,21 @@ def _forward(layers: Layers, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def kl_to_prior(mu: Tensor, sigma: Tensor) -> Tensor:
-    """Return KL(N(mu, diag sigma^2) || N(0, I)) in nats, summed over the last dimension."""
+    """Return KL(N(mu, diag sigma^2) || N(0, I)) in nats, summed over the last dimension: (..., d_z) to (...)."""
     return 0.5 * (mu**2 + sigma**2 - 1 - 2 * torch.log(sigma)).sum(-1)
 
 
 def total_correlation(z: Tensor, mu: Tensor, sigma: Tensor) -> Tensor:
     """Estimate the total correlation of the aggregate posterior from a batch, up to a constant.
 
+    It is the penalty of the beta-TCVAE.
+
     Parameters
     ----------
     z : Tensor, shape (n, d_z)
         A sample of each q(z|x_i).
     mu, sigma : Tensor, shape (n, d_z)
-        Of the same q(z|x_i).
+        Mean and standard deviation of the same q(z|x_i), sigma > 0.
 
     Returns
     -------
@@ -257,7 +271,8 @@ def total_correlation(z: Tensor, mu: Tensor, sigma: Tensor) -> Tensor:
         they have no gradient.
     """
     precision = sigma**-2
-    # log density of z_i,d under N(mu_j,d, sigma_j,d), a quadratic in z: one batched product makes all n * n * d_z
+    # log_q, shape (d_z, n, n), holds the log density of z_i,d under N(mu_j,d, sigma_j,d^2). It is a quadratic in z, so
+    # that one batched product computes all of it. The constant -log(2 pi) / 2 is left out, since it cancels.
     powers = torch.stack([z**2, z, torch.ones_like(z)])
     coefficients = torch.stack([-0.5 * precision, mu * precision, -0.5 * mu**2 * precision - torch.log(sigma)])
     log_q = torch.bmm(powers.permute(2, 1, 0), coefficients.permute(2, 0, 1))
@@ -286,7 +301,8 @@ def elbo_terms(vae: VAE, x: Tensor, eta: Tensor) -> tuple[Tensor, Tensor]:
 
 
 # The continuous Bernoulli with logit u has density C(u) exp(u x) / (1 + exp(u)) on [0, 1], with C(u) = u / tanh(u / 2)
-# and mean 1 / (1 - exp(-u)) - 1 / u = (1 + 1 / tanh(u / 2)) / 2 - 1 / u. Both are 0/0 at u = 0: use their series there.
+# and mean 1 / (1 - exp(-u)) - 1 / u = (1 + 1 / tanh(u / 2)) / 2 - 1 / u. Near u = 0 both divide by 0, so their series
+# in u replace them where |u| < _NEAR. There the formulas are evaluated at 1, so that the gradient holds no NaN.
 _NEAR = 0.05
 
 

@@ -1,11 +1,17 @@
-"""Randomness: the one way in which every public function takes it, and the noise that they draw.
+"""Randomness: what ``seed`` means in every public function, and how noise and directions are drawn.
 
-A function that draws takes ``seed``. A whole number starts a new stream, so the same call gives the same numbers each
-time it is made. A ``torch.Generator`` is drawn from where it stands and moves on, so that the next call with it gets
-new numbers. All points of a call meet the same noise: results depend neither on the order of the points nor on how a
-batch is split between calls with the same whole number. Where two quantities are compared, give both calls the same
-number, and they are compared on the same noise. Where one result chooses what another one judges, give them different
-numbers.
+Every function that draws random numbers takes ``seed``, in one of two forms:
+
+- A whole number starts a new stream, so that the same call gives the same numbers each time it is made.
+- A ``torch.Generator`` continues its stream, so that the next call with it gets new numbers.
+
+All points of a call share the same noise. So results depend neither on the order of the points nor on how a batch is
+split between calls with the same whole number. The one exception is :meth:`vaerobust.model.VAE.sample`, where each row
+has noise of its own.
+
+To compare two quantities on the same noise, give both calls the same number. Where one call chooses r and another
+judges that r, give them different numbers. The defaults follow this rule: they are 0 in functions that choose r, and
+another number in functions that take an r. So calls without any seed may be combined.
 """
 
 from __future__ import annotations
@@ -22,18 +28,18 @@ Seed = int | torch.Generator
 """What a public function takes as ``seed``."""
 
 DIRECTIONS = 16_384
-"""Random directions that are held at a time, which bounds the memory. What is drawn depends on it."""
+"""Random directions held in memory at a time. Another value would give other directions for the same seed."""
 
 
 def as_generator(seed: Seed, like: Tensor) -> torch.Generator:
-    """Return the generator that a seed stands for: itself, or a new one on the device of ``like``.
+    """Return the seed itself if it is a generator, or else a new generator with that seed on the device of ``like``.
 
     Raises
     ------
     TypeError
         If the seed is neither a whole number nor a generator.
     ValueError
-        If it is negative or needs more than 64 bits.
+        If the seed is negative, or 2**63 or larger.
     """
     if isinstance(seed, torch.Generator):
         return seed
@@ -45,10 +51,16 @@ def as_generator(seed: Seed, like: Tensor) -> torch.Generator:
 
 
 def as_number(seed: Seed, like: Tensor) -> int:
-    """Return a whole number from which a function can start several streams: the seed itself, or one drawn from it."""
+    """Return a whole number from which a function can start several streams: the seed itself, or one drawn from it.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`as_generator`.
+    """
     if isinstance(seed, torch.Generator):
         return int(torch.randint(2**62, (), generator=seed, device=seed.device))
-    as_generator(seed, like)
+    as_generator(seed, like)  # only checks the seed
     return int(seed)
 
 
@@ -65,7 +77,7 @@ def unit_directions(samples: int, like: Tensor, generator: torch.Generator) -> I
     Yields
     ------
     slice, Tensor of shape (k, d)
-        Which of the samples these are, and their directions.
+        Which of the samples these are, and one unit vector for each of them.
     """
     for part in slices(samples, DIRECTIONS):
         nu = normal(part.stop - part.start, like, generator)

@@ -1,4 +1,8 @@
-"""Show ``CITATION.cff`` as BibTeX on the page that asks for it by ``<!-- citation: work -->`` or ``paper``."""
+"""Show ``CITATION.cff`` as BibTeX.
+
+A page asks for an entry by a comment on a line of its own: ``<!-- citation: work -->`` for this work, or
+``<!-- citation: paper -->`` for the paper.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +17,15 @@ MARKER = re.compile(r"^<!-- citation: (work|paper) -->$", re.MULTILINE)
 
 
 def bibtex(kind: str, key: str, record: dict[str, Any]) -> str:
-    """Return one entry, from a record in the Citation File Format."""
+    """Return a BibTeX entry.
+
+    Parameters
+    ----------
+    kind, key : str
+        Type and key of the entry, such as "software" and "vaerobust".
+    record : dict
+        A work in the Citation File Format.
+    """
     people = [
         f"{who['family-names']}, {who['given-names']}" if "family-names" in who else f"{{{who['name']}}}"
         for who in record["authors"]
@@ -34,7 +46,7 @@ def bibtex(kind: str, key: str, record: dict[str, Any]) -> str:
 
 
 def entries(root: Path) -> dict[str, str]:
-    """Return the entries of this work and of the paper."""
+    """Return the entries of this work and of the paper, by the words that comments use."""
     work = yaml.safe_load((root / "CITATION.cff").read_text())
     return {
         "work": bibtex("software", "vaerobust", work),
@@ -43,7 +55,7 @@ def entries(root: Path) -> dict[str, str]:
 
 
 def fill_page(app: Sphinx, docname: str, source: list[str]) -> None:
-    """Put the entries in the place of the comments that ask for them."""
+    """Replace the comments of a page by the entries that they ask for."""
     if MARKER.search(source[0]):
         app.env.note_dependency("CITATION.cff")
         found = entries(Path(app.srcdir))

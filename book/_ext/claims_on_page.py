@@ -1,6 +1,8 @@
-"""Show the ledger of claims, ``OUT/claims.json``: on the pages that ask for it, and below the cells that measured.
+"""Show the ledger of claims, ``OUT/claims.json``, on pages and below the cells that measured the claims.
 
-A page asks by a comment of its own line, ``<!-- claims: summary -->`` or ``<!-- claims: entries -->``.
+A page asks for a text by a comment on a line of its own: ``<!-- claims: summary -->``, ``<!-- claims: counts -->`` or
+``<!-- claims: entries -->``. The texts come from ``book/wording.py``. Nothing is connected to Sphinx here:
+``executed_notebooks.py`` calls :func:`fill` and :func:`insert_verdicts`.
 """
 
 from __future__ import annotations
@@ -16,27 +18,29 @@ from sphinx.util import logging
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # book/
 
-import claims
+import wording
+from ledger import Ledger, records
 
 from vaerobust.page.numbers import CLAIM
 
 log = logging.getLogger(__name__)
 MARKER = re.compile(r"^<!-- claims: (\w+) -->$", re.MULTILINE)
 SNIPPETS = {
-    "summary": lambda ledger: claims.warning(ledger) + claims.summary(ledger, linked=True),
-    "counts": claims.counts,
-    "entries": claims.entries,
+    "summary": lambda ledger: wording.warning(ledger) + wording.summary(ledger, linked=True),
+    "counts": wording.counts,
+    "entries": wording.entries,
 }
+"""What a page can ask for."""
 
 
-def load(out: Path) -> claims.Ledger | None:
-    """Return the ledger of a build, None if there is none."""
+def load(out: Path) -> Ledger | None:
+    """Return the ledger of a build; None if there is none."""
     path = out / "claims.json"
     return json.loads(path.read_bytes()) if path.exists() else None
 
 
 def fill(out: Path, page: str, source: list[str]) -> None:
-    """Put what a page asks for in the place of its comments."""
+    """Replace the comments of a page by what they ask for."""
     if not MARKER.search(source[0]):
         return
     if (ledger := load(out)) is None:
@@ -45,23 +49,23 @@ def fill(out: Path, page: str, source: list[str]) -> None:
     source[0] = MARKER.sub(lambda match: SNIPPETS[match[1]](ledger), source[0])
 
 
-def insert_verdicts(notebook: NotebookNode, name: str, ledger: claims.Ledger | None) -> None:
-    """Take the records of claims out of a notebook's cells, and put the verdicts below the cells they came from.
+def insert_verdicts(notebook: NotebookNode, name: str, ledger: Ledger | None) -> None:
+    """Remove the records of claims from the outputs of a notebook, and insert the verdicts below their cells.
 
-    A claim whose parts are recorded by several cells has its verdict below the last of them.
+    If several cells record the parts of a claim, its verdict is below the last of them.
     """
-    measured_by = {record["claim"]: record["cell"] for record in claims.records(notebook)}
+    measured_by = {record["claim"]: record["cell"] for record in records(notebook)}
     lines: dict[int, list[str]] = {}
     if ledger:
         for claim in ledger["claims"]:
             if claim["notebook"] == name and claim["name"] in measured_by:
-                line = claims.line(claim, changed=name in ledger["changed"])
+                line = wording.line(claim, changed=name in ledger["changed"])
                 lines.setdefault(measured_by[claim["name"]], []).append(line)
     cells = []
-    for place, cell in enumerate(notebook.cells):
+    for index, cell in enumerate(notebook.cells):
         if cell.cell_type == "code":
             cell.outputs = [output for output in cell.outputs if CLAIM not in output.get("data", {})]
         cells.append(cell)
-        if place in lines:
-            cells.append(nbformat.v4.new_markdown_cell("\n\n".join(lines[place]), id=f"claims-{place}"))
+        if index in lines:
+            cells.append(nbformat.v4.new_markdown_cell("\n\n".join(lines[index]), id=f"claims-{index}"))
     notebook.cells = cells

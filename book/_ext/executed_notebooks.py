@@ -1,14 +1,19 @@
-"""Show on the page of ``notebooks/NAME.md`` what ``book/build.py`` executed.
+"""Show the executed copy of each notebook on the notebook's page.
 
-The text file stays the document, so the table of contents, cross-references and source download need no tricks; its
-cells and outputs come from the executed copy, in the output folder of the build, which the environment variable
-``VAEROBUST_OUT`` names. The reader puts a box below the title that tells when and from what the outputs were computed,
-hands the alternative text that came with a figure to the page, and puts verdicts below the cells that measured claims.
-A page of prose takes a figure from a chapter's run by a directive whose path is a comment::
+The table of contents and references name the source, ``notebooks/NAME.md``. :func:`read` takes cells and outputs from
+the executed copy. This copy is in the output folder of the build, which the environment variable ``VAEROBUST_OUT``
+names. This module also
+
+- puts a box below the title that says when, on what machine and from which data the outputs were computed;
+- hands the alternative text of each figure to the page;
+- inserts verdicts below the cells that measured claims.
+
+A page of prose can show a figure of a chapter, by a directive whose path is a comment::
 
     ```{figure} <!-- figure: 01_r_robustness fig-attacked -->
 
-A copy that is missing or stale, or an image without alternative text, is a warning, which fails a build with ``-W``.
+A copy that is missing or stale, or an image without alternative text, gives a warning, and the build counts warnings as
+errors.
 """
 
 from __future__ import annotations
@@ -32,7 +37,9 @@ from sphinx.util import logging
 log = logging.getLogger(__name__)
 FOLDER = "notebooks"
 VARIABLE = "VAEROBUST_OUT"
+"""Environment variable with the output folder of the build, set in ``book/rendering.py``."""
 FIGURE = re.compile(r"<!-- figure: (\w+) ([\w-]+) -->")
+"""Comment by which a page of prose asks for a figure: name of the notebook, name of the figure."""
 
 
 def out_folder(app: Sphinx) -> Path:
@@ -46,7 +53,7 @@ def executed_folder(app: Sphinx) -> Path:
 
 
 def register(app: Sphinx, config: Config) -> None:
-    """Give every notebook a reader of its own: MyST-NB takes the longest key with which a path ends."""
+    """Register :func:`read` as the reader of each notebook: MyST-NB takes the longest key with which a path ends."""
     readers = dict(config.nb_custom_formats)
     for source in sorted(Path(app.srcdir, FOLDER).glob("*.md")):
         paths = {"source": str(source), "out": str(out_folder(app))}
@@ -55,7 +62,15 @@ def register(app: Sphinx, config: Config) -> None:
 
 
 def read(text: str, source: str, out: str) -> NotebookNode:
-    """Return the cells of the executed copy of ``source`` under ``out``, made ready for the page."""
+    """Return the executed copy of a notebook, made ready for its page.
+
+    Parameters
+    ----------
+    text : str
+        The notebook as MyST Markdown, which is shown without outputs if there is no copy.
+    source, out : str
+        Path of the notebook, and the output folder of the build.
+    """
     name = Path(source).stem
     page, executed = f"{FOLDER}/{name}", Path(out, "executed", FOLDER, f"{name}.ipynb")
     if not executed.exists():
@@ -77,7 +92,7 @@ def read(text: str, source: str, out: str) -> NotebookNode:
 
 
 def describe_images(cell: NotebookNode) -> list[str]:
-    """Move alternative text and classes from a cell's image output to where MyST-NB looks for them.
+    """Copy alternative text and classes from a cell's images to the cell's metadata, where MyST-NB looks for them.
 
     Returns
     -------
@@ -99,11 +114,24 @@ def describe_images(cell: NotebookNode) -> list[str]:
         if shown.get("alt"):
             image["alt"] = shown["alt"]
     problems = [] if image.get("alt") else ["an image has no alternative text"]
-    return problems + (["two images in one cell would share name and alternative text"] if len(found) > 1 else [])
+    if len(found) > 1:
+        problems.append("two images in one cell would share one name and one alternative text")
+    return problems
 
 
 def box(name: str, notebook: NotebookNode, record: dict[str, Any], run: dict[str, Any]) -> str:
-    """Return lines of Markdown: what there is to see, when, how long, on what and from which data the notebook ran."""
+    """Return the box below a chapter's title, in Markdown: what is in the chapter, and how it was computed.
+
+    Parameters
+    ----------
+    name : str
+        Name of the notebook.
+    notebook : NotebookNode
+    record : dict
+        How the copy was made, as ``book/freshness.py`` and ``book/execution.py`` record it.
+    run : dict
+        Papermill's record of the run.
+    """
     figures = sum("figure" in cell.metadata.get("mystnb", {}) for cell in notebook.cells)
     when = str(run.get("end_time", "?"))[:16].replace("T", " ")
     threads, data = record.get("threads", 1), record.get("made_from", {}).get("data", {})
@@ -117,13 +145,13 @@ def box(name: str, notebook: NotebookNode, record: dict[str, Any], run: dict[str
         "Data": "; ".join(used),
         "Parameters": f"changed for this run: {changed}" if changed else "at full scale, as in the cell of parameters",
         "Notebook": f'<a href="../_sources/{FOLDER}/{name}.ipynb" download>{name}.ipynb</a>, as executed; '
-        "it runs wherever the package is installed",
+        "it runs wherever `vaerobust[book]` is installed",
     }  # fmt: skip
     return "\\\n".join(f"**{what}.** {text}." for what, text in lines.items())
 
 
 def insert_below_title(notebook: NotebookNode, line: str) -> bool:
-    """Put a paragraph of class ``executed`` below the level-1 heading of the first cell; tell if there is one."""
+    """Insert a paragraph of class ``executed`` below the title of a notebook; tell whether there is a title."""
     if not notebook.cells or notebook.cells[0].cell_type != "markdown":
         return False
     lines = notebook.cells[0].source.split("\n")
@@ -136,14 +164,21 @@ def insert_below_title(notebook: NotebookNode, line: str) -> bool:
 
 
 def fill_page(app: Sphinx, docname: str, source: list[str]) -> None:
-    """Put the ledger of claims, and figures of the chapters, on the pages of prose that ask for them."""
+    """Replace the comments of a page of prose by texts from the ledger of claims and figures of the chapters."""
     if not docname.startswith(f"{FOLDER}/"):
         claims_on_page.fill(out_folder(app), docname, source)
         source[0] = FIGURE.sub(lambda match: figure(app, *match.groups()), source[0])
 
 
 def figure(app: Sphinx, name: str, label: str) -> str:
-    """Write a figure that a notebook drew to a file; return the path and the options of the directive that shows it."""
+    """Write a figure of a notebook to a file, and return path and options for the directive that shows it.
+
+    Parameters
+    ----------
+    app : Sphinx
+    name, label : str
+        Name of the notebook, and name of the figure in it.
+    """
     executed = executed_folder(app) / f"{name}.ipynb"
     cells = nbformat.read(executed, as_version=4).cells if executed.exists() else []
     cell = next((c for c in cells if c.metadata.get("mystnb", {}).get("figure", {}).get("name") == label), None)
@@ -162,20 +197,20 @@ def figure(app: Sphinx, name: str, label: str) -> str:
 
 
 def offer_download(app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: object) -> None:
-    """Name the executed copy to the theme, which then makes a download button for it."""
+    """Name the executed copy to the theme, which then shows a button to download it."""
     if pagename.startswith(f"{FOLDER}/") and doctree is not None:
         context["ipynb_source"] = f"{pagename}.ipynb"
 
 
 def publish(app: Sphinx, exception: Exception | None) -> None:
-    """Copy the executed notebooks beside the sources that Sphinx publishes."""
+    """Copy the executed notebooks into the site, beside the sources of the pages."""
     if exception is None and app.builder.name == "html":
         for path in executed_folder(app).glob("*.ipynb"):
             shutil.copyfile(path, Path(app.outdir, "_sources", FOLDER, path.name))
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
-    """Connect to Sphinx: after MyST-NB has taken the suffixes (500), before the theme makes its buttons (501)."""
+    """Connect to Sphinx: after MyST-NB has registered suffixes (priority 500), before the theme makes buttons (501)."""
     app.connect("config-inited", register, priority=600)
     app.connect("source-read", fill_page)
     app.connect("html-page-context", offer_download, priority=490)

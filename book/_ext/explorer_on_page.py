@@ -1,7 +1,8 @@
-"""Put the live explorer on the page that asks for it by a line ``<!-- explorer -->``, with what it reads from the site.
+"""Put the live explorer on the page that has a line ``<!-- explorer -->``.
 
-``book/explorer.py`` writes that into the output folder of the build, and it is copied beside the scripts, into
-``_static/explorer``. The page has a picture of one state; scripts replace it by controls.
+At the start of a build, ``book/explorer.py`` writes the explorer's data into the output folder. At the end, these data
+are moved beside the scripts, into ``_static/explorer``. The page has a picture of one state of the explorer. The
+scripts replace this picture with controls.
 """
 
 from __future__ import annotations
@@ -28,13 +29,13 @@ FOLDER = "explorer"
 
 
 def made(app: Sphinx) -> Path:
-    """Return where the build keeps what the explorer reads."""
+    """Return the folder in which the build keeps the data of the explorer."""
     return out_folder(app) / FOLDER
 
 
 def make(app: Sphinx) -> None:
-    """Write models, index and picture; what is wrong with them fails the build."""
-    shutil.rmtree(made(app), ignore_errors=True)  # of a build that was cut off
+    """Write models, index and picture. An error becomes a warning of Sphinx, which fails the build."""
+    shutil.rmtree(made(app), ignore_errors=True)  # left over from a build that was cut off
     try:
         explorer.write(made(app))
     except ValueError as error:
@@ -42,7 +43,7 @@ def make(app: Sphinx) -> None:
 
 
 def fill(app: Sphinx, docname: str, source: list[str]) -> None:
-    """Put the explorer in the place of the marker."""
+    """Replace the marker on the page by the explorer."""
     index = made(app) / "index.json"
     if docname == PAGE and index.exists():
         template = Path(__file__).with_name("explorer.html").read_text()
@@ -52,14 +53,14 @@ def fill(app: Sphinx, docname: str, source: list[str]) -> None:
 
 
 def add_files(app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: object) -> None:
-    """Load style and script on this page alone."""
+    """Load style and script, on this page alone."""
     if pagename == PAGE and made(app).exists():
         app.add_css_file(f"{FOLDER}/explorer.css")
         app.add_js_file(f"{FOLDER}/explorer.js", type="module")
 
 
 def publish(app: Sphinx, exception: Exception | None) -> None:
-    """Move what the build made beside the scripts."""
+    """Move the data beside the scripts."""
     if exception is None and app.builder.format == "html" and made(app).exists():
         shutil.copytree(made(app), Path(app.outdir, "_static", FOLDER), dirs_exist_ok=True)
         shutil.rmtree(made(app))

@@ -1,8 +1,9 @@
-"""Lead from each theorem to the tests that check it, and from each figure to the code that drew it.
+"""Link each theorem to the tests that check it, and each figure to the code that drew it.
 
-``book/checks.yml`` names the tests of each labelled theorem, definition, proposition, lemma and algorithm. A page asks
-for their source by the comment ``<!-- checks -->`` on a line of its own; below each box stand links to it. The caption
-of a figure that a cell drew links to the cell's code, which opens if it is folded.
+``book/checks.yml`` names the tests of each labelled theorem, definition, proposition, lemma and algorithm. Each of
+them stands in a box, whose last line links to its tests. The source of all tests is on the page that has the comment
+``<!-- checks -->`` on a line of its own. The caption of a figure links to the code of the cell that drew it.
+This code unfolds if it is folded.
 """
 
 from __future__ import annotations
@@ -21,19 +22,19 @@ Checks = dict[str, list[str]]
 
 
 def load(root: Path) -> Checks:
-    """Return the tests, each as ``test_file.py::test_name``, by label of what they check."""
+    """Return the tests, each as ``test_file.py::test_name``, by the label of what they check."""
     checks: Checks = yaml.safe_load((root / "book/checks.yml").read_text())
     return checks
 
 
 def name_of(test: str) -> str:
-    """Return the label of a test's source: ``check-bounds-theorem-1-is-its-formula``."""
-    file, _, function = test.partition("::")
+    """Return the label of a test's source, such as ``check-bounds-theorem-1-is-its-formula``."""
+    file, _, function = test.partition("::")  # the slices below cut off "test_" and ".py"
     return re.sub(r"[._]", "-", f"check-{file[5:-3]}-{function[5:]}")
 
 
 def source_of(label: str, tests: list[str]) -> str:
-    """Return Markdown for the tests of one theorem: a line that leads back to it, and their source."""
+    """Return Markdown for the tests of one theorem: a line with a link to the theorem, and the source of each test."""
     parts = [f"{{prf:ref}}`{label}` is checked by:"]
     for test in tests:
         file, _, function = test.partition("::")
@@ -43,7 +44,7 @@ def source_of(label: str, tests: list[str]) -> str:
 
 
 def fill_page(app: Sphinx, docname: str, source: list[str]) -> None:
-    """Put the source of all tests in the place of the comment that asks for it."""
+    """Replace the comment of a page with the source of all tests."""
     if MARKER.search(source[0]):
         app.env.note_dependency("book/checks.yml")
         shown = "\n\n".join(source_of(label, tests) for label, tests in load(Path(app.srcdir)).items())
@@ -51,7 +52,7 @@ def fill_page(app: Sphinx, docname: str, source: list[str]) -> None:
 
 
 def link_theorems(app: Sphinx, doctree: nodes.document) -> None:
-    """Put links to its tests below the text of each theorem."""
+    """Append to the box of each theorem a line with links to its tests."""
     boxes = list(doctree.findall(lambda node: isinstance(node, tuple(NODE_TYPES.values()))))
     checks = load(Path(app.srcdir)) if boxes else {}
     for box in boxes:
@@ -68,7 +69,7 @@ def link_theorems(app: Sphinx, doctree: nodes.document) -> None:
 
 
 def link_figures(app: Sphinx, doctree: nodes.document) -> None:
-    """Give the code of each figure's cell a name, and the figure's caption a link to it."""
+    """Append to the caption of each figure a link to the code of its cell."""
     for figure in doctree.findall(nodes.figure):
         cell = figure.parent
         while cell is not None and "cell" not in cell.get("classes", []):

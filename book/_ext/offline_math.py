@@ -1,4 +1,7 @@
-"""Serve MathJax from the site itself: one script and its fonts, 1.7 MB, out of the sphinx-mathjax-offline package."""
+"""Serve MathJax from the site itself, so that formulas appear without a network.
+
+The script and its fonts, 1.7 MB, come from the package sphinx-mathjax-offline.
+"""
 
 from __future__ import annotations
 
@@ -9,17 +12,17 @@ from pathlib import Path
 from sphinx.application import Sphinx
 from sphinx.config import Config
 
-SCRIPT = "tex-chtml-full.js"  # holds every TeX package, so it loads nothing but fonts
+SCRIPT = "tex-chtml-full.js"  # the variant with all TeX packages inside, which loads nothing but fonts
 FONTS = "output/chtml/fonts/woff-v2"
 
 
 def use_own_copy(app: Sphinx, config: Config) -> None:
-    """Point Sphinx at the copy in ``_static`` and away from the network."""
+    """Make Sphinx load MathJax from ``_static`` and not from the network."""
     config.mathjax_path = f"mathjax/{SCRIPT}"
 
 
 def copy_files(app: Sphinx, exception: Exception | None) -> None:
-    """Copy script and fonts out of the installed package."""
+    """Copy script and fonts from the installed package into the site."""
     spec = find_spec("sphinx-mathjax-offline")
     if exception is not None or app.builder.format != "html":
         return

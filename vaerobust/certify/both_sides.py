@@ -1,7 +1,7 @@
-"""The margin from both sides, for many points of one model: every lower bound, the estimates, and what breaks above.
+"""The margin from both sides, for many points of one model: lower bounds, estimates, and upper bounds from attacks.
 
-Here is one function that measures all bounds of this package at the same points, with the same r, and one result with
-a field for each bound. It computes nothing of its own: each field names the function that it comes from.
+One function measures all bounds of this package at the same points, with the same r. Its result has a field for each
+bound, and each field names the function that computes it.
 
 Start reading at :func:`both_sides`. The same question for a given size of perturbation is answered in
 :mod:`vaerobust.certify.curves`; a search for counter-examples to the certified radii is in
@@ -35,14 +35,14 @@ RANDOM_SEARCH = RandomSearch(samples=200, grid=8, tolerance=0.1, limit=64.0)
 
 @dataclass(frozen=True, eq=False)
 class BothSides(Result):
-    """Every bound on the margin of each point, for one r per point; each field but the last has shape (n,).
+    """Every bound on the margin of each point, for one r per point; each field but ``delta`` has shape (n,).
 
     All radii are in input units.
 
     Attributes
     ----------
     r : Tensor
-        In the units of D.
+        Largest distance that counts as robust, in input units.
     p_low : Tensor
         Lower confidence limit of P(D(x) <= r); see :class:`vaerobust.certify.certificates.Certificate`.
     theorem_1, spectral, whitened : Tensor
@@ -54,12 +54,12 @@ class BothSides(Result):
     attack : Tensor
         Attack margin, an upper bound where ``confirmed``; see :func:`vaerobust.margins.strongest_attack`.
     confirmed, censored : Tensor of bool
-        Of the attack margin; see :class:`vaerobust.margins.AttackMargin`.
+        As in the result of the attack; see :class:`vaerobust.margins.AttackMargin`.
     random_direction : Tensor
-        Radius at which random directions break r-robustness half of the time, which is no bound; see
+        Norm at which perturbations in random directions leave P(D <= r) at 1/2, which is no bound; see
         :func:`vaerobust.random_direction.random_direction_radius`.
     random_direction_censored : Tensor of bool
-        Whether it met the limit of its search.
+        True where the search for that radius ended at its limit.
     moment_at_attack : Tensor
         Mean of D(x, delta)^2 / r^2 under the attack's perturbation.
     delta : Tensor, shape (n, d_x)
@@ -118,13 +118,13 @@ def both_sides(
         With a ReLU encoder; see :func:`vaerobust.certify.certificates.certified_margin`.
     x : Tensor, shape (n, d_x)
     level : float
-        In (0, 1). A point's own r is this quantile of D(x), estimated from samples that nothing else uses.
+        In (0, 1). Each point's own r is the quantile of D(x) at this level, from samples that nothing else uses.
     fixed_r : float
-        The r that all points share, >= 0.
+        The r that all points share, >= 0, in input units.
     samples : int
         Draws of eta behind each certificate.
     confidence : float
-        In (0, 1), of each certificate and of each attack, at each point by itself.
+        Confidence level of each certificate and of each attack, at each point by itself, in (0, 1).
     seed : int or torch.Generator
         See :mod:`vaerobust.randomness`.
 
@@ -157,7 +157,11 @@ def both_sides(
 def _measured(
     model: GaussianVAE, x: Tensor, r: Tensor, found: Failures, confidence: float, number: int
 ) -> BothSides:  # fmt: skip
-    """Measure every bound at one r per point; ``number`` is the seed from which each measurement's own is counted."""
+    """Measure every bound at one r per point.
+
+    Each measurement has a seed of its own, ``number`` plus an offset. The offsets lie far apart where a function uses
+    the seeds that follow its own.
+    """
     certificate = certify(model, x, found, confidence=confidence)
     first_order = first_order_radii(model, x, certificate.p_low)
     linearised = linearised_radii(model, x, r, seed=number + 3)

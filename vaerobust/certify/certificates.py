@@ -1,13 +1,14 @@
 """Certified lower bounds on the margin of Eq. 4: no higher-order term, and a stated probability of being wrong.
 
-Two facts are joined (thm-certified of chapter 5). First, a perturbation of norm R shifts the whitened mean by some u
-with (a . u)^2 <= R^2 a' W a for every a, by :mod:`vaerobust.certify.encoder_shift`; nothing is random in that. Second,
-the shift u leaves P(D <= r) above 1/2 as long as u is short enough, by :mod:`vaerobust.certify.safe_shift`. How short,
-depends on what samples of the unperturbed model say about the noise that fails (:mod:`vaerobust.certify.failures`):
-its probability, as in the half-space lemma, and its first two moments along u, which the half-space lemma does not use.
+Two facts are joined (thm-certified of chapter 5). First, a perturbation of norm R shifts the whitened mean, which is
+the encoder's mean divided by sigma(x), by some u with (a . u)^2 <= R^2 a' W a for every vector a, by
+:mod:`vaerobust.certify.encoder_shift`; nothing is random in that. Second, the shift u leaves P(D <= r) above 1/2 as
+long as u is short enough, by :mod:`vaerobust.certify.safe_shift`. How short, depends on what samples of the unperturbed
+model say about the noise that fails (:mod:`vaerobust.certify.failures`): its probability, as in the half-space lemma,
+and its first two moments along u, which the half-space lemma does not use.
 
-Here is what joins them: the certified margin for one r, and the same read the other way round, a certified r for one
-radius. Start reading at :func:`certified_margin` and :func:`certify`.
+This module joins them to the certified margin for one r, and the other way round, to a certified r for one radius.
+Start reading at :func:`certified_margin` and :func:`certify`.
 """
 
 from __future__ import annotations
@@ -34,13 +35,13 @@ from vaerobust.randomness import Seed, as_generator, as_number
 from vaerobust.results import Result
 
 TRADES = (0.0, 0.5, 0.8, 0.9, 1.0, 1.1, 1.3)
-"""Values of c in thm-certified, relative to lambda_max(W)."""
+"""Values of c in thm-certified, relative to lambda_max(W). For any c, W <= c V + lambda_max(W - c V) I."""
 LARGEST = 1e3
 """No larger radius is certified, even where the encoder is constant."""
 ROUGH = (0, 0)
 """Steps of descent for the first radii of the search, which need no precise metric W."""
 REFINED = 3
-"""Number of radii with a refined W that follow; the half-space lemma's own radius gets one."""
+"""Number of radii with a refined W that are tried next; for the half-space lemma's own radius it is one."""
 KEPT = 2**23
 """Distances per block in :func:`certified_r`, 64 MB in double precision."""
 
@@ -58,9 +59,9 @@ class Certificate(Result):
     p_low : ndarray, shape (n,)
         Lower confidence limit of P(D(x) <= r): 1 - m_0.
     samples : int
-        Draws of eta that were judged.
+        Number of draws of eta.
     confidence : float
-        Probability that all three are right, at each point by itself.
+        Probability, at least, that all three are right, at each point by itself.
     """
 
     radius: Tensor
@@ -91,7 +92,7 @@ def certified_margin(
     r: float | Tensor,
     *,
     samples: int = 100_000,
-    seed: Seed = 0,
+    seed: Seed = 2,
     confidence: float = 0.999,
     refine: int = 6,
 ) -> Certificate:
@@ -105,13 +106,13 @@ def certified_margin(
         Its encoder's mean must be a ReLU network, of any number of layers, that its method ``mean_layers`` returns.
     x : Tensor, shape (n, d_x)
     r : float or Tensor, shape (n,)
-        >= 0; chosen with other samples.
+        Largest distance that counts as robust, >= 0, in input units; chosen with other samples.
     samples : int
-        Draws of eta that are judged, the same for every point.
+        Number of draws of eta, the same for every point.
     seed : int or torch.Generator
         See :mod:`vaerobust.randomness`.
     confidence : float
-        1 - alpha, in (0, 1), at each point by itself. Only the samples are random.
+        1 - alpha, in (0, 1), at each point by itself. It is the probability over the draws of eta.
     refine : int
         Steps of descent that tighten the bound on the encoder; 0 is fastest.
 
@@ -140,7 +141,7 @@ def certified_margin(
 def certify(
     model: GaussianVAE, x: Tensor, found: Failures, *, confidence: float = 0.999, refine: int = 6
 ) -> Certificate:
-    """Return the certified margins that follow from samples already judged; see :func:`certified_margin`.
+    """Return the certified margins that follow from the counts and moments of failures; see :func:`certified_margin`.
 
     Parameters
     ----------
@@ -229,7 +230,7 @@ def _largest_radius(
 
 
 def _tried(search: _Search, allowed: Tensor, most: Tensor) -> _Search:
-    """Return the state after one more radius was tried, whose metric allows ``allowed``: its geometric mean is next."""
+    """Return the state after ``search.radius``, whose metric allows ``allowed``; their geometric mean is tried next."""
     certified = torch.minimum(search.radius, allowed)
     high = torch.maximum(search.radius, allowed)
     # A ball that is too large for any sound W allows nothing; a quarter of it may do
@@ -290,8 +291,8 @@ def certified_r(
     """Return for each of some radii an r such that no perturbation shorter than the radius breaks r-robustness.
 
     This is the certificate of the half-space lemma, read the other way round (percentile smoothing). Within radius R
-    the whitened mean moves by at most R L(R). So the model is r-robust for every r above the Phi(R L(R))-quantile of
-    D(x), and an order statistic of samples of D(x) bounds that quantile.
+    the whitened mean moves by at most R L(R), with L of ``lipschitz_bound``. So the model is r-robust for every r above
+    the Phi(R L(R))-quantile of D(x), and an order statistic of samples of D(x) bounds that quantile.
 
     Parameters
     ----------
@@ -305,14 +306,14 @@ def certified_r(
     seed : int or torch.Generator
         See :mod:`vaerobust.randomness`.
     confidence : float
-        1 - alpha, in (0, 1), at each point and radius by itself. Only the samples are random.
+        1 - alpha, in (0, 1), at each point and radius by itself. It is the probability over the draws of eta.
     refine : int
         As in :func:`certified_margin`.
 
     Returns
     -------
     Tensor, shape (len(radii), n)
-        In the units of D; infinite where the samples are too few for the quantile, at this radius or a smaller one.
+        In input units; infinite where the samples are too few for the quantile, at this radius or a smaller one.
 
     Raises
     ------
@@ -339,7 +340,7 @@ def certified_r(
 def _ranks(
     encoder: _Encoder, radii: Sequence[float], samples: int, confidence: float, refine: int
 ) -> np.ndarray:  # fmt: skip
-    """Return how many samples lie below the quantile at most, with the given confidence: shape (len(radii), n).
+    """Return the most samples that lie below the quantile, with the given confidence: shape (len(radii), n).
 
     The sample after these, in ascending order, is then an upper limit of the quantile. Where the number is ``samples``,
     there is no such sample, and there is none at any larger radius.

@@ -42,7 +42,7 @@ LEVEL = 0.9
 
 @dataclass(frozen=True, eq=False)
 class Curves(Result):
-    """Two ends of the least r, for each of some norms R of perturbations.
+    """Upper and lower limits of the least r, for each of some norms R of perturbations.
 
     Attributes
     ----------
@@ -54,7 +54,7 @@ class Curves(Result):
     broken : Tensor, shape (radii, n)
         Some perturbation of norm at most R breaks r-robustness with every r below this.
     confidence : float
-        Of each number by itself.
+        Confidence level of each limit by itself, in (0, 1).
     """
 
     radii: Tensor
@@ -87,7 +87,7 @@ def curves(
     confidence: float = 0.999,
     seed: Seed = 0,
 ) -> Curves:
-    """Enclose, for perturbations of some sizes, the least r with which each point is r-robust under all of them.
+    """Enclose, for each norm R, the least r with which each point is r-robust to all perturbations up to that norm.
 
     Parameters
     ----------
@@ -98,13 +98,13 @@ def curves(
         Norms R of perturbations, >= 0, in input units and in ascending order: each attack also starts from the
         perturbation that was found at the radius before.
     samples : int
-        Draws of eta behind the certified end, the same for all radii.
+        Draws of eta for the certified limit, the same for all radii.
     judging_samples : int
-        Draws behind the other end. The attacks do not see them.
+        Draws of eta for the lower limit. The attacks do not see them.
     attack : AttackSettings
         Settings of the attack at each radius.
     confidence : float
-        In (0, 1), of each end, at each point and radius by itself.
+        Confidence level of each limit, at each point and radius by itself, in (0, 1).
     seed : int or torch.Generator
         See :mod:`vaerobust.randomness`.
 
@@ -128,7 +128,8 @@ def curves(
     )  # fmt: skip
     r = distance_quantile(distances(model, x, samples=1000, seed=number + 2), LEVEL).value  # (n,)
     worst = worst_directions(model, x, linearised_radii(model, x, r, seed=number + 3))  # (starts, n, d_x)
-    # With the stated confidence at least this many samples lie below the median, so the last of them is a lower limit
+    # With the stated confidence at least this many samples lie below the median of D(x, delta). So the sample of this
+    # rank is a lower limit of the median, and any r below the median is broken.
     rank = int(stats.binom.ppf(1 - confidence, judging_samples, 0.5))
     delta = torch.zeros_like(x)
     broken = []

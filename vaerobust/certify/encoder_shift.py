@@ -6,8 +6,9 @@ input. That slope lies in an interval, which is a single point for a unit that c
 Write each slope as the centre of its interval plus an error of at most half the width. Then the change of the mean is
 linear in v = (delta, z_1, ..., z_{L-1}), where z_l collects the errors of hidden layer l, and each error satisfies a
 quadratic inequality. Multipliers > 0 combine these inequalities into one matrix G with v' G v <= ||delta||_2^2 (the
-S-procedure). Where G is positive definite, W = F G^-1 F' bounds the shift along every direction. Every choice of
-multipliers is sound; a good choice is tight.
+S-procedure). The whitened shift of the mean is u = F v. Where G is positive definite, W = F G^-1 F' bounds u along
+every direction, by the Cauchy-Schwarz inequality. Every choice of multipliers gives a valid bound, and a good
+choice gives a tight one.
 
 Here is the bound itself, in the two forms of :func:`shift_metric` and :func:`lipschitz_bound`. Nothing in this module
 is random. What a shift does to the reconstruction is the subject of :mod:`vaerobust.certify.safe_shift`.
@@ -30,11 +31,11 @@ from vaerobust.jacobians import largest_eigenvalue
 from vaerobust.model import Layers
 
 FACTORS = (0.4, 1.0, 2.5)
-"""Common factors of the first multipliers; the best of the three is where the descent starts."""
+"""The starting multipliers are tried times each of these factors; the descent starts from the best of the three."""
 RATE = 0.3
 """Learning rate of the descent, in the logarithms of the multipliers."""
 TINY = 1e-12
-"""Smallest multiplier to start from, and smallest divisor in it."""
+"""Smallest multiplier to start from, and smallest number that is divided by to compute it."""
 TOO_LARGE = 1e3
 """The descent ignores a metric whose diagonal exceeds the smallest lambda_max found so far by this factor."""
 POINTS = 16
@@ -219,7 +220,7 @@ def lipschitz_bound(
 def _relax(layers: Layers, scale: Tensor, x: Tensor, radius: Tensor) -> _Relaxation:
     """Carry the intervals of the chord slopes through all layers, and return the matrices of lem-shift."""
     first, bias = layers[0]
-    # W_1 = R' Q' by a QR decomposition of W_1'. A delta acts through Q' delta alone, which is no longer than delta
+    # W_1 = R' Q' by a QR decomposition of W_1'. A delta acts only through Q' delta, whose norm is no larger
     linear = torch.linalg.qr(first.T).R.T.expand(len(x), -1, -1)  # (n, units, rank)
     layer = _Layer(x @ first.T + bias, linear, [], [], [])
     for weight, bias in layers[1:]:

@@ -3,9 +3,9 @@
 Noise eta fails at the point x if it takes the reconstruction further than r: D(x) > r. The set of such noise is called
 B here and in chapter 5. A certificate needs to know how likely B is, and how far from 0 it lies along each direction.
 
-Here are the samples' own sums (:func:`failures`) and the upper confidence limits that follow from them
-(:func:`confidence_limits`, the lemma "Moments of failure" of chapter 5, lem-moments). What the limits allow is the
-subject of :mod:`vaerobust.certify.safe_shift`, and the certificate that of :mod:`vaerobust.certify.certificates`.
+:func:`failures` counts the samples in B and sums their first two moments. :func:`confidence_limits` returns upper
+limits on P(B) and on the moments of B, by the lemma "Moments of failure" of chapter 5 (lem-moments). What the limits
+allow is computed in :mod:`vaerobust.certify.safe_shift`, and the certificate in :mod:`vaerobust.certify.certificates`.
 
 Start reading at :func:`failures`, then :func:`confidence_limits`.
 """
@@ -34,13 +34,16 @@ from vaerobust.randomness import Seed, as_generator, normal
 from vaerobust.results import Result
 
 BANDS = torch.cat([torch.zeros(1), torch.linspace(0.6, 1.0, 11)]).double()
-"""Edges beta_j between the bands of directions of thm-certified. Each band has limits and a safe shift of its own. A
-direction a belongs to a band by (a' V a)^(1/2): how far the encoder moves along it at x, relative to the direction
-along which it moves furthest. The last band is that direction alone."""
+"""Edges beta_j between the bands of thm-certified, which divide the directions of the latent space. Each band has
+limits and a safe shift of its own. A direction a belongs to band j if beta_j <= (a' V a)^(1/2) <= beta_{j+1}. That
+number, in [0, 1], says how far a perturbation moves the encoder along a, relative to the direction along which it moves
+furthest. The last band is that direction alone. V is the ``metric`` of :func:`confidence_limits`."""
 WEIGHTS = (0.0, 0.01, 0.03, 0.1, 0.3, 1.0)
-"""c_k of lem-moments: weights of the metric V against the second moments, in the joint bounds on both."""
+"""c_k of lem-moments: weights of V in the largest eigenvalue of (second moments + c_k V), which bounds both
+together."""
 FIRST_SHARE = 0.1
-"""c'_k / c_k: first moments enter squared and are an order of magnitude smaller than second ones."""
+"""c'_k / c_k of lem-moments. First moments get smaller weights: their squares are about ten times smaller than second
+moments."""
 DRAWS = 2048
 """Draws of eta that are held at a time. Which numbers are drawn depends on it."""
 GAMMAS = (0.03, 0.1, 0.3, 1.0, 3.0)
@@ -54,7 +57,7 @@ class Failures(Result):
     Attributes
     ----------
     number : Tensor, shape (n,)
-        Number of samples that fail.
+        Number of samples that fail, from 0 to ``samples``.
     first : Tensor, shape (n, d_z)
         Sample mean of 1_B eta: eta where it fails, and 0 where it does not.
     second : Tensor, shape (n, d_z, d_z)
@@ -70,7 +73,7 @@ class Failures(Result):
 
 
 class Limits(NamedTuple):
-    """Upper confidence limits on the mass and the moments of the noise that fails, along the directions of each band.
+    """Upper confidence limits on the probability and the moments of the noise that fails, for each band of directions.
 
     Attributes
     ----------
@@ -88,7 +91,7 @@ class Limits(NamedTuple):
 
 
 class MomentErrors(NamedTuple):
-    """Errors of the sample's moments: eps_1 and eps_2 of lem-moments at the mass m_0, each of shape (n,)."""
+    """Upper limits on the errors of the samples' moments: eps_1 and eps_2 of lem-moments at m_0, each of shape (n,)."""
 
     first: Tensor
     second: Tensor
@@ -101,7 +104,7 @@ def failures(
     r_values: Sequence[float | Tensor],
     *,
     samples: int = 100_000,
-    seed: Seed = 0,
+    seed: Seed = 2,
 ) -> list[Failures]:
     """Count the noise that takes D(x) beyond each of some values of r, and sum its first two moments.
 
@@ -110,7 +113,7 @@ def failures(
     model : GaussianVAE
     x : Tensor, shape (n, d_x)
     r_values : sequence of float or Tensor of shape (n,)
-        Values of r, >= 0, chosen with other samples. All of them are judged by the same samples.
+        Values of r, >= 0, in input units, chosen with other samples. The same samples serve all values.
     samples : int
         Draws of eta, the same for every point. Any number fits in memory, since only sums are kept.
     seed : int or torch.Generator
@@ -172,17 +175,18 @@ def _sums(fails: Tensor, powers: Tensor) -> Tensor:
 def confidence_limits(found: Failures, metric: Tensor, alpha: float) -> Limits:
     """Return limits on what fails that hold all at once, for all directions, with probability 1 - alpha (lem-moments).
 
-    The largest moment over all directions is reached in one fixed direction, which does not depend on the draws. The
-    sample's largest moment is at least the sample's moment in that direction. So one scalar inequality is enough,
-    whatever the number of latents.
+    The largest true moment over all directions is reached in one direction, which does not depend on the draws. The
+    samples' largest moment is at least the samples' moment in that direction. So an inequality for that single
+    direction is enough, whatever the number of latents.
 
     Parameters
     ----------
     found : Failures
     metric : Tensor, shape (n, d_z, d_z)
-        V of lem-moments: W_0 / lambda_max(W_0), chosen without a look at the draws.
+        V of lem-moments: W_0 / lambda_max(W_0) with W_0 = S^-1 J J' S^-1, which does not depend on the draws.
     alpha : float
-        In (0, 1). The mass and the two kinds of moments have a third of it each.
+        Probability that some limit is too low, in (0, 1). The limits of P(B), of the first and of the second moments
+        have a third of it each.
 
     Returns
     -------
@@ -194,7 +198,7 @@ def confidence_limits(found: Failures, metric: Tensor, alpha: float) -> Limits:
 
 
 def mass_limit(found: Failures, alpha: float) -> Tensor:
-    """Return the one-sided Clopper-Pearson limit of P(B), which is too low with probability alpha at most."""
+    """Return the one-sided upper Clopper-Pearson limit of P(B), (n,), which is too low with probability <= alpha."""
     count = found.number.cpu().numpy()
     high = stats.beta.isf(alpha, count + 1, np.maximum(found.samples - count, 1))
     return torch.as_tensor(np.where(count == found.samples, 1.0, high))
@@ -203,19 +207,20 @@ def mass_limit(found: Failures, alpha: float) -> Tensor:
 def moment_errors(mass: Tensor, samples: int, alpha: float) -> MomentErrors:
     """Return eps_1 and eps_2 of lem-moments at m_0 = ``mass``.
 
-    Each of the 2 N statements behind them, N the number of weights c_k, fails with probability exp(-kappa) at most. The
-    errors are evaluated at the upper limit of P(B), where they are at least as large as at P(B) itself.
+    There are N weights c_k, and so N inequalities for the first and N for the second moments. Each is wrong with
+    probability at most exp(-kappa). The errors are evaluated at the upper limit of P(B), where they are at least as
+    large as at P(B) itself.
     """
     kappa = math.log(len(WEIGHTS) / (alpha / 3))
-    # Among all sets of this mass, |s| > edge has the largest moments; s is standard normal
+    # With s standard normal, the set |s| > edge has the largest moments among all sets of this probability
     edge = torch.as_tensor(stats.norm.isf(mass.cpu().numpy() / 2)).to(mass)  # e(m_0)
     density, tail = normal_density(edge), mass / 2
     # The lower tail of a mean of numbers >= 0 is bounded by their second moment, E[s^4; |s| > edge]
     fourth = 2 * ((edge**3 + 3 * edge) * density + 3 * tail)
     second = (2 * fourth * kappa / samples).sqrt()
-    # That of a mean of numbers of both signs is bounded by E[s^2 exp(theta |s|); |s| > edge]. The theta of the proof
-    # must not depend on the samples: it belongs to the mass in [P(B), 1] whose eps_1 is least. Since m_0 lies in that
-    # interval, eps_1(m_0) is at least the error of the proof
+    # The lower tail of a mean of numbers of both signs is bounded by E[s^2 exp(theta |s|); |s| > edge]. The theta of
+    # the proof must not depend on the samples: it belongs to the mass in [P(B), 1] whose eps_1 is least. Since m_0 lies
+    # in that interval, eps_1(m_0) is at least the error of the proof
     square = 2 * (edge * density + tail)  # E[s^2; |s| > edge]
     theta = (2 * kappa / (samples * square)).sqrt()
     lower = edge - theta  # completing the square turns the exponential moment into moments beyond this edge
@@ -232,7 +237,7 @@ def first_limits(found: Failures, metric: Tensor, error: Tensor) -> Tensor:
     for gamma in GAMMAS:  # (m + eps)^2 <= (1 + gamma) m^2 + (1 + 1 / gamma) eps^2
         joint = (1 + gamma) * outer[:, None] + FIRST_SHARE * (weights[:, None, None] * metric[:, None])
         largest = largest_eigenvalue(joint) + (1 + 1 / gamma) * error[:, None] ** 2  # (n, weights)
-        # In band j, a' V a >= beta_j^2, and that much of the joint bound belongs to the metric
+        # In band j, a' V a >= beta_j^2, so c' beta_j^2 of the joint bound is due to V and can be taken off
         options.append(largest[:, :, None] - FIRST_SHARE * weights[:, None] * edges)  # (n, weights, bands)
     return torch.cat(options, 1).amin(1).clamp(min=0).sqrt()
 

@@ -1,7 +1,7 @@
 """A search for perturbations that break r-robustness within the radii that have been certified.
 
-A certificate says that there is none. So a perturbation that is found here, and confirmed by an exact test, is
-evidence against a certificate. Finding none proves nothing. The certificates themselves are in
+A certificate says that no such perturbation exists. So one that is found here, and confirmed by an exact test, is
+evidence against the certificate. Finding none proves nothing. The certificates themselves are in
 :mod:`vaerobust.certify.certificates`.
 
 Start reading at :func:`violations`. The perturbations lie on the spheres of the given radii (``_on_spheres``). Few
@@ -45,7 +45,7 @@ class ViolationSearch:
     screening_samples : int
         Draws of eta that screen each perturbation.
     judging_samples : int
-        New draws in the test of each perturbation that the screening leaves.
+        New draws in the test of each perturbation that the screening does not clear.
 
     Raises
     ------
@@ -78,11 +78,12 @@ class Violations(Result):
     tried : int
         Number of perturbations, each as long as the radius of its point.
     suspected : int
-        Number of those that the screening leaves.
+        Number of those that the screening does not clear.
     confirmed : int
-        Number of those that the exact test rejects. If the radii are right, this is 0 with probability ``confidence``.
+        Number of those under which an exact test rejects r-robustness. If the radii are right, it is 0 with probability
+        at least ``confidence``.
     confidence : float
-        Of all tests together.
+        Confidence level of all tests together.
     """
 
     tried: int
@@ -92,7 +93,7 @@ class Violations(Result):
 
 
 class _Draws(NamedTuple):
-    """What is random in a search, the same at all points, so that it does not matter how they are split."""
+    """What is random in a search. All points share it, so that it does not matter how a batch is split."""
 
     uniform: Tensor  # (directions, d_x), standard normal: uniform directions once they are scaled
     latent: Tensor  # (directions, d_z), standard normal
@@ -111,14 +112,14 @@ def violations(
     *,
     further: Tensor | None = None,
     confidence: float = 0.999,
-    seed: Seed = 0,
+    seed: Seed = 10,
 ) -> Violations:
     """Look for perturbations that break r-robustness on the spheres within which it has been certified.
 
     One half of the random directions are uniform. The other half are J' S^-1 nu with nu ~ N(0, I), along which the
-    encoder moves, to first order. All points share the draws. A perturbation passes the screening if more than half of
-    its samples lie within r, by more than two standard errors. A perturbation that does break r-robustness passes with
-    probability 0.03 at most. Those that do not pass meet new samples, in one exact binomial test each. The tests of a
+    encoder moves, to first order. All points share the draws. The screening clears a perturbation if the samples with
+    D <= r exceed half of all by more than two standard errors. It clears one that does break r-robustness with
+    probability 0.03 at most. Each of the others is tested with new samples, by an exact binomial test. The tests of a
     call share the error 1 - ``confidence``.
 
     Parameters
@@ -128,15 +129,16 @@ def violations(
     radius : float or Tensor, shape (n,)
         Radii of the spheres, >= 0, in input units. A radius of 0 claims nothing, so nothing is tried there.
     r : float or Tensor, shape (n,)
-        >= 0.
+        The r of the certificates, >= 0, in input units.
     search : ViolationSearch
+        How many perturbations and samples.
     further : Tensor, shape (k, n, d_x), optional
         More perturbations, scaled to the radius, such as those of :func:`vaerobust.margins.strongest_attack`.
     confidence : float
-        In (0, 1), of all tests together.
+        Confidence level of all tests together, in (0, 1).
     seed : int or torch.Generator
         See :mod:`vaerobust.randomness`. All points share the draws, so a batch may be split in any way. Only the error
-        that the tests share depends on what one call suspects.
+        that each test is allowed depends on how many perturbations one call tests.
 
     Returns
     -------
@@ -164,7 +166,7 @@ def violations(
         tried += delta.shape[0] * delta.shape[1]
         suspects.append(_suspects(model, x, r, points.repeat(len(delta)), delta.flatten(0, 1), search, draws))
     suspected = sum(len(points) for points, _ in suspects)
-    # If P > 1/2, this number of samples within r or a smaller one is less likely than one test's share of the error
+    # If P > 1/2, the chance that at most this many samples are within r is below one test's share of the error
     few = stats.binom.ppf((1 - confidence) / max(suspected, 1), search.judging_samples, 0.5) - 1
     confirmed = 0
     for points, delta in suspects:
@@ -184,7 +186,7 @@ def _drawn(model: GaussianVAE, x: Tensor, search: ViolationSearch, seed: Seed) -
 
 
 def _on_spheres(model: GaussianVAE, x: Tensor, radius: Tensor, draws: _Draws, further: Tensor | None) -> Tensor:
-    """Return perturbations that are as long as the radii, shape (k, n, d_x)."""
+    """Return k perturbations of each point whose norm is the point's radius, shape (k, n, d_x)."""
     whitened = encoder_jacobian(model, x) / encode_points(model, x)[1][:, :, None]  # S^-1 J, (n, d_z, d_x)
     found = [
         draws.uniform[:, None].expand(-1, len(x), -1),
@@ -194,7 +196,7 @@ def _on_spheres(model: GaussianVAE, x: Tensor, radius: Tensor, draws: _Draws, fu
     if further is not None:
         found.append(further)
     delta = torch.cat(found).to(radius.dtype)  # (k, n, d_x)
-    # Slightly too long, so that the projection shortens them to the radius exactly
+    # First make them slightly too long; the projection then shortens them to the radius
     tiny = torch.finfo(delta.dtype).tiny
     delta = delta / delta.norm(dim=-1, keepdim=True).clamp(min=tiny) * (1 + 1e-6) * radius[:, None]
     return project(delta.to(x), radius)
@@ -203,7 +205,10 @@ def _on_spheres(model: GaussianVAE, x: Tensor, radius: Tensor, draws: _Draws, fu
 def _suspects(
     model: GaussianVAE, x: Tensor, r: Tensor, points: Tensor, delta: Tensor, search: ViolationSearch, draws: _Draws
 ) -> tuple[Tensor, Tensor]:
-    """Return the perturbations that the screening leaves, (suspects, d_x), and the points they belong to."""
+    """Return the points and the perturbations, (suspects, d_x), that the screening does not clear.
+
+    ``points`` holds the index into ``x`` of each perturbation's point.
+    """
     within = _within(model, x[points], delta, r[points], search.screening_samples, draws.screening)
     # The standard error of the number within r is sqrt(samples) / 2 at most
     suspect = within <= search.screening_samples / 2 + search.screening_samples**0.5
@@ -211,7 +216,7 @@ def _suspects(
 
 
 def _within(model: GaussianVAE, x: Tensor, delta: Tensor, r: Tensor, samples: int, seed: int) -> Tensor:
-    """Return the number of samples with D(x, delta) <= r for each perturbation, shape (n,)."""
+    """Return the number of samples with D(x, delta) <= r, shape (n,), for one perturbation of each row of ``x``."""
     if not len(x):
         return torch.zeros(0, dtype=torch.int64, device=x.device)
     return (distances(model, x, delta, samples=samples, seed=seed) <= r[:, None]).sum(1)

@@ -1,1 +1,15 @@
-"""."""
+"""What a notebook of the book puts on its page.
+
+figures
+    The look of the figures, grids of images, and pictures with alternative text.
+numbers
+    Measured numbers for the text, and the records by which the paper's claims are judged.
+intervals
+    Bootstrap intervals of what was measured over images.
+words
+    Names that all chapters write in the same way.
+
+Nothing here measures a model, and no other part of the package imports this one. It needs the packages of the book:
+``pip install 'vaerobust[book]'``. Begin with :func:`~vaerobust.page.numbers.number` and
+:func:`~vaerobust.page.figures.show`, which every chapter calls.
+"""

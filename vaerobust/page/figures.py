@@ -1,7 +1,10 @@
-"""Figures of the book: one look, grids of images, and pictures with alt text on the page.
+"""Figures of the book: one look for all, grids of images, and pictures with alternative text.
 
-:func:`show` puts a figure into a notebook's output as vector graphics (lines) or as a sharp bitmap (images), with the
-alt text and the theme's class that the book's reader of notebooks turns into HTML.
+A notebook calls :func:`set_style` once. It draws with matplotlib, or with :func:`image_grid`, and hands each finished
+figure to :func:`show`. That function puts the figure into the cell's output, as vector graphics (lines) or as a bitmap
+(images), together with its alternative text. ``book/_ext/executed_notebooks.py`` carries both to the page.
+
+Captions and names of figures are not here: each stands in the header of the notebook cell that draws the figure.
 """
 
 from __future__ import annotations
@@ -21,12 +24,13 @@ from torch import Tensor
 from vaerobust import checks
 
 PALETTE = sns.color_palette("colorblind")
+"""Colours that colour-blind readers can tell apart."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<")
-"""Markers in the order of the models: colour is never the only sign."""
+"""One marker per model, in the order of the models, so that colour is never the only sign."""
 
 
 def set_style() -> None:
-    """Set matplotlib's defaults for the book: transparent ground, thin frame, colour-blind safe colours."""
+    """Set matplotlib's defaults for the book: transparent background, thin frame, colours of :data:`PALETTE`."""
     sns.set_theme(context="notebook", style="ticks", palette=PALETTE, font_scale=0.95)
     plt.rcParams.update(
         {
@@ -43,7 +47,13 @@ def set_style() -> None:
 
 
 def log_scale(*axes: Axis) -> None:
-    """Make axes logarithmic, labelled 1, 3, 10, 30 ... in plain numbers rather than powers that overlap."""
+    """Make axes logarithmic, with the labels 1, 3, 10, 30 and so on.
+
+    Parameters
+    ----------
+    *axes : Axis
+        Such as ``ax.xaxis``. The labels are plain numbers; matplotlib's powers of ten would overlap.
+    """
     for axis in axes:
         axis.axes.set(**{"xscale" if isinstance(axis, XAxis) else "yscale": "log"})
         axis.set_major_locator(LogLocator(subs=(1, 3)))
@@ -58,15 +68,16 @@ def show(figure: Figure, alt: str, *, bitmap: bool = False) -> None:
     ----------
     figure : Figure
     alt : str
-        One sentence for who cannot see it: kind, axes, direction, extremes; numbers taken from the plotted data.
+        Alternative text: one sentence for readers who cannot see the figure. It names the kind of figure, the axes, the
+        direction and the extremes, with numbers taken from the plotted data.
     bitmap : bool
-        For grids of images and heat maps: a PNG on white ground, which both themes leave as it is. Otherwise
-        an SVG whose black turns white in the dark theme.
+        True for grids of images and heat maps: the figure becomes a PNG on a white background, which looks the same
+        in both themes of the book. Otherwise it becomes an SVG whose black lines turn white in the dark theme.
 
     Raises
     ------
     ValueError
-        If the alt text is empty.
+        If the alternative text is empty.
     """
     if not alt.strip():
         raise ValueError("alt must say what the figure shows, but is empty")
@@ -84,18 +95,19 @@ def show(figure: Figure, alt: str, *, bitmap: bool = False) -> None:
 def image_grid(
     rows: list[Tensor] | dict[str, Tensor], *, titles: list[str] | None = None, scale: float = 1.0, side: int = 28
 ) -> Figure:
-    """Draw images in a grid, one list element a row, labelled at the left where ``rows`` is a dict.
+    """Draw images in a grid: one row of the grid per element of ``rows``.
 
     Parameters
     ----------
     rows : list or dict of Tensor, each shape (columns, side * side)
-        Images; shown with black 0 and white 1, clipped.
+        Grey images. A pixel of 0 is drawn black and one of 1 white; values beyond are clipped. The keys of a dict are
+        written to the left of its rows.
     titles : list of str, optional
-        Over the columns.
+        One title per column.
     scale : float
-        Inches of one image, times 0.9.
+        Size of an image: 0.9 inches times this.
     side : int
-        Pixels along a side.
+        Pixels along each side of an image.
 
     Returns
     -------
@@ -103,13 +115,32 @@ def image_grid(
 
     Raises
     ------
+    TypeError
+        If a row is not a tensor.
     ValueError
-        If there are no rows, they differ in length or are not images, or the titles do not fit them.
+        If there are no rows, if they differ in length or are not images, or if there is not one title per column.
     """
-    if not rows:
-        raise ValueError("rows must hold images, but is empty")
     labels = list(rows) if isinstance(rows, dict) else [""] * len(rows)
     images = list(rows.values()) if isinstance(rows, dict) else rows
+    check_grid(labels, images, titles, side)
+    columns = len(images[0])
+    height, width = 0.9 * scale * len(images), 0.9 * scale * columns + 1.1 * any(labels)
+    figure, axes = plt.subplots(len(images), columns, squeeze=False, figsize=(width, height))
+    for label, row, row_axes in zip(labels, images, axes, strict=True):
+        for image, ax in zip(row, row_axes, strict=True):
+            ax.imshow(np.asarray(image.cpu()).reshape(side, side), cmap="gray", vmin=0, vmax=1)
+            ax.set(xticks=[], yticks=[])
+            ax.spines[:].set_visible(False)
+        row_axes[0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=9)
+    for ax, title in zip(axes[0], titles or [""] * columns, strict=True):
+        ax.set_title(title, fontsize=9)
+    return figure
+
+
+def check_grid(labels: list[str], images: list[Tensor], titles: list[str] | None, side: int) -> None:
+    """Raise the errors of :func:`image_grid`, before anything is drawn."""
+    if not images:
+        raise ValueError("rows must hold images, but is empty")
     for label, row in zip(labels, images, strict=True):
         checks.vectors(label or "rows", row, side * side)
     columns = len(images[0])
@@ -117,18 +148,3 @@ def image_grid(
         raise ValueError(f"rows must be equally long, but have {[len(row) for row in images]} images")
     if titles is not None and len(titles) != columns:
         raise ValueError(f"titles must be one for each of the {columns} columns, but are {len(titles)}")
-    figure, axes = plt.subplots(
-        len(images),
-        columns,
-        squeeze=False,
-        figsize=(0.9 * scale * columns + 1.1 * any(labels), 0.9 * scale * len(images)),
-    )
-    for i, row in enumerate(images):
-        for j, image in enumerate(row):
-            axes[i, j].imshow(np.asarray(image.cpu()).reshape(side, side), cmap="gray", vmin=0, vmax=1)
-            axes[i, j].set(xticks=[], yticks=[])
-            axes[i, j].spines[:].set_visible(False)
-        axes[i, 0].set_ylabel(labels[i], rotation=0, ha="right", va="center", fontsize=9)
-    for j, title in enumerate(titles or []):
-        axes[0, j].set_title(title, fontsize=9)
-    return figure

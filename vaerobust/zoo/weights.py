@@ -1,40 +1,58 @@
-"""Trained models on disk: safetensors in float16, with a JSON manifest beside each."""
+"""Trained models on disk: weights as safetensors in float16, and beside them a manifest in JSON.
+
+Start at :func:`pretrained`, which loads a model that ships with the package. :func:`load_model` loads any other one.
+What a manifest says is in :mod:`vaerobust.zoo.manifest`, how models are trained in :mod:`vaerobust.zoo.training`.
+"""
 
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
 
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from vaerobust.files import digest, write_atomically
 from vaerobust.model import VAE
+from vaerobust.zoo.files import digest, write_atomically
+from vaerobust.zoo.manifest import Manifest
 from vaerobust.zoo.protocol import Spec
+from vaerobust.zoo.typed_json import from_plain, to_plain
 
 SHIPPED = Path(__file__).parent / "pretrained"
-Manifest = dict[str, Any]
+"""The folder of the models that ship with the package."""
 
 
-class Trained(NamedTuple):
-    """A trained model and what is known of how it came about."""
+@dataclass(frozen=True)
+class Trained:
+    """A trained model.
+
+    Attributes
+    ----------
+    vae : VAE
+        In float32, with gradients off.
+    manifest : Manifest
+        How it was trained.
+    """
 
     vae: VAE
     manifest: Manifest
 
 
 def half_precision_bytes(vae: VAE) -> bytes:
-    """Return the weights as safetensors in float16, half the size of what they were trained in."""
+    """Return the weights as a safetensors file in float16, half the size of the float32 that they were trained in."""
     return save({name: value.detach().cpu().half().contiguous() for name, value in vae.state_dict().items()})
 
 
 def save_model(path: Path, vae: VAE, manifest: Manifest) -> None:
-    """Write ``path`` (weights) and its .json (manifest, with their digest), each whole or not at all."""
+    """Write the weights to ``path`` and the manifest, with the digest of the weights, beside it as .json.
+
+    Each file is written as a whole or not at all.
+    """
     content = half_precision_bytes(vae)
-    manifest = manifest | {"weights_sha256": digest(content)}
+    manifest = replace(manifest, weights_sha256=digest(content))
     write_atomically(path, content)
-    write_atomically(path.with_suffix(".json"), (json.dumps(manifest, indent=1) + "\n").encode())
+    write_atomically(path.with_suffix(".json"), (json.dumps(to_plain(manifest), indent=1) + "\n").encode())
 
 
 def load_model(path: str | Path) -> Trained:
@@ -43,31 +61,29 @@ def load_model(path: str | Path) -> Trained:
     Parameters
     ----------
     path : path
-        The .safetensors file; its manifest lies beside it.
+        The .safetensors file; its manifest lies beside it as .json.
 
     Returns
     -------
     Trained
-        The model, in float32 and with gradients off, and its manifest.
 
     Raises
     ------
     FileNotFoundError
-        If weights or manifest are missing.
+        If the weights or the manifest are missing.
     ValueError
-        If either is corrupt, or the weights are not those of the manifest.
+        If either is corrupt, or the manifest belongs to other weights.
     """
     path = Path(path)
     try:
-        manifest = json.loads(path.with_suffix(".json").read_text())
-        spec = manifest["spec"]  # fields that came later have their defaults
+        manifest = from_plain(Manifest, json.loads(path.with_suffix(".json").read_text()))
         content = path.read_bytes()
-        if digest(content) != manifest["weights_sha256"]:
+        if digest(content) != manifest.weights_sha256:
             raise ValueError("its SHA-256 is not the one in its manifest")
         weights = load(content)
-        vae = Spec(**spec).build()
+        vae = manifest.spec.build()
         vae.load_state_dict({name: value.float() for name, value in weights.items()})
-    except (ValueError, KeyError, TypeError, SafetensorError, RuntimeError) as error:
+    except (ValueError, TypeError, SafetensorError, RuntimeError) as error:
         raise ValueError(f"model {path} is corrupt ({type(error).__name__}: {error})") from error
     return Trained(vae.requires_grad_(False), manifest)
 
@@ -81,14 +97,14 @@ def pretrained(
     ----------
     dataset : {'mnist', 'fashion-mnist'}
     beta : float
-        0.1, 0.5, 1, 2, 5 or 10.
+        Weight of the KL term: 0.1, 0.5, 1, 2, 5 or 10.
     tau : float
-        0; or 0.1, 0.5 or 1 on MNIST with beta = 1.
+        Offset of the encoder's standard deviation: 0; on MNIST with beta = 1 also 0.1, 0.5 or 1.
     folder : path
-        Another folder of models, such as your own from ``make train``.
+        Another folder of models, for example one that ``vaerobust train`` has filled.
     **other : str or int
         Further fields of :class:`vaerobust.zoo.protocol.Spec`, such as ``objective="beta-tc"``,
-        ``likelihood="gaussian"`` or ``latents=2``, for those of its ``COMPANIONS``.
+        ``likelihood="gaussian"`` or ``latents=2``. With these the models of its list ``COMPANIONS`` are found.
 
     Returns
     -------
@@ -97,11 +113,11 @@ def pretrained(
     Raises
     ------
     ValueError
-        If there is no such model; the message lists those there are.
+        If there is no such model; the message lists the models in the folder.
     """
     name = Spec(dataset, beta, tau, **other).name  # type: ignore[arg-type]
     path = Path(folder) / f"{name}.safetensors"
     if not path.exists():
-        there = ", ".join(sorted(p.stem for p in Path(folder).glob("*.safetensors"))) or "none"
-        raise ValueError(f"no model {path.stem!r} in {folder}; there are: {there}")
+        names = ", ".join(sorted(p.stem for p in Path(folder).glob("*.safetensors"))) or "none"
+        raise ValueError(f"no model {path.stem!r} in {folder}; there are: {names}")
     return load_model(path)

@@ -1,4 +1,7 @@
-// The live explorer: a VAE in the reader's browser, an image, a perturbation, and what becomes of the reconstruction.
+// The live explorer: a VAE in the reader's browser reconstructs an image under a perturbation that the reader chooses.
+//
+// The data come from index.json and the models' files, which book/explorer.py writes and describes. The model is in
+// vae.js, what a perturbation does is computed in probe.js, and charts.js draws.
 
 import { drawBounds, drawHistogram, drawImage, element, shortly, SizeAxis } from "./charts.js";
 import { Directions, Noise, Probe, SAMPLES, unitRows } from "./probe.js";
@@ -6,11 +9,11 @@ import { clopperPearson, crc32, median } from "./statistics.js";
 import { Vae } from "./vae.js";
 
 const SIDE = 28;
-const SAMPLED = 5; // reconstructions that are shown
-const QUIET = 500; // ms without a change before the result is announced
-const STEPS = 1000; // of the slider
+const SAMPLED = 5; // sampled reconstructions that are shown
+const QUIET = 500; // milliseconds without a change before a screen reader announces the result
+const STEPS = 1000; // steps of the slider
 
-/** Get a file; what went wrong is an error whose message a reader understands. */
+/** Fetch a file. If that fails, the message of the error is one for the reader of the page. */
 async function fetched(url, options) {
   let answer;
   try {
@@ -22,6 +25,11 @@ async function fetched(url, options) {
   return answer;
 }
 
+/**
+ * The explorer on the page. Start reading at start(). The state is in the controls of the form and in these fields:
+ * model and vae (the chosen model and its network), images (of the data set), probe (the image, the direction and the
+ * noise), size (of the perturbation) and result (what draw() has shown last).
+ */
 class Explorer {
   constructor(root) {
     this.root = root;
@@ -29,7 +37,7 @@ class Explorer {
     this.form = this.find("form");
     this.controls = this.form.elements;
     this.size = 0;
-    this.requests = 0;
+    this.requests = 0; // number of models asked for
   }
 
   find(selector) {
@@ -54,21 +62,23 @@ class Explorer {
     await this.chooseModel();
   }
 
+  /** Show a message to the reader; the empty string hides it. */
   complain(message) {
     const place = this.find(".explorer-message");
     place.textContent = message;
     place.hidden = message === "";
   }
 
-  // What there is to choose
+  // The choices that the page offers
 
+  /** Offer data sets, models and images, and choose those with which the explorer starts. */
   fillChoices() {
-    const there = Object.keys(this.index.datasets).filter((name) => this.modelsOf(name).length);
-    const { model, image, radius } = this.index.start;
+    const datasets = Object.keys(this.index.datasets).filter((name) => this.modelsOf(name).length);
+    const { model, image, r } = this.index.start;
     this.model = this.index.models.find(({ name }) => name === model);
-    for (const name of there) this.controls.dataset.append(new Option(this.index.datasets[name].title, name));
+    for (const name of datasets) this.controls.dataset.append(new Option(this.index.datasets[name].title, name));
     this.controls.dataset.value = this.model.dataset;
-    this.controls.r.value = radius;
+    this.controls.r.value = r;
     this.fillModels();
     this.fillImages(image);
   }
@@ -77,7 +87,7 @@ class Explorer {
     return this.index.models.filter((model) => model.dataset === dataset);
   }
 
-  /** Offer the models of the data set; the one with the same beta and tau as before is chosen, else the first. */
+  /** Offer the models of the data set. The model with the same beta and tau as before is chosen, or else the first. */
   fillModels() {
     const models = this.modelsOf(this.controls.dataset.value);
     const chosen = models.find(({ beta, tau }) => beta === this.model.beta && tau === this.model.tau) ?? models[0];
@@ -86,12 +96,12 @@ class Explorer {
     this.controls.model.replaceChildren(...options);
   }
 
-  /** Offer the images of the data set; the one at the same place as before is chosen. */
+  /** Offer the images of the data set. The image with the same number as before is chosen. */
   fillImages(chosen = this.image) {
     const dataset = this.index.datasets[this.controls.dataset.value];
     const grey = Uint8Array.from(atob(dataset.grey), (letter) => letter.charCodeAt(0));
     this.images = dataset.classes.map((_, i) =>
-      // single precision, as in the package
+      // pixels in [0, 1], rounded to single precision as in the package
       Float64Array.from(grey.subarray(i * SIDE ** 2, (i + 1) * SIDE ** 2), (value) => Math.fround(value / 255)),
     );
     const group = this.find(".explorer-images");
@@ -106,13 +116,14 @@ class Explorer {
     });
   }
 
+  /** Add the pictures to the page, and return their canvases in the order in which drawPictures fills them. */
   makePictures() {
     const titles = [
       ["input", "x"], ["perturbed input", "x + δ"],
       ["reconstruction of the input", "g(μ(x))"], ["reconstruction of the perturbed input", "g(μ(x + δ))"],
       ...Array.from({ length: SAMPLED }, (_, i) => [`sampled reconstruction ${i + 1}`, `sample ${i + 1}`]),
     ];
-    const groups = [element("div"), element("div")]; // those of the mean latent, and the samples
+    const groups = [element("div"), element("div")]; // reconstructions of the mean latent, and of sampled latents
     this.find(".explorer-pictures").append(...groups);
     return titles.map(([alt, title], i) => {
       const canvas = element("canvas", { width: SIDE, height: SIDE, role: "img", "aria-label": alt });
@@ -122,8 +133,9 @@ class Explorer {
     });
   }
 
-  // What a choice changes
+  // Reactions to choices
 
+  /** React to every control, and to a change of the form's width. */
   listen() {
     const on = (name, change) => this.form.addEventListener("change", ({ target }) => target.name === name && change());
     on("dataset", () => {
@@ -143,7 +155,7 @@ class Explorer {
     new ResizeObserver(([{ contentRect }]) => this.fit(contentRect.width)).observe(this.form);
   }
 
-  /** Fetch the chosen model, unless it is there; only the last of several requests counts. */
+  /** Fetch the chosen model, unless it was the last one fetched. Of several requests, only the last has an effect. */
   async chooseModel() {
     const request = ++this.requests;
     const model = this.index.models.find(({ name }) => name === this.controls.model.value);
@@ -157,9 +169,9 @@ class Explorer {
       this.model = model;
       this.vae = vae;
       this.noise ??= new Noise(vae.latents, vae.pixels);
-      this.random = undefined; // of the model before
+      this.random = undefined; // random directions belong to a model
       this.find(".explorer-outcome").hidden = false;
-      this.size ||= this.boundOf("attack"); // where something is to be seen at once
+      this.size ||= this.boundOf("attack"); // a size at which the reconstruction visibly changes
       this.choosePerturbation();
     } catch (error) {
       if (request !== this.requests) return;
@@ -176,7 +188,7 @@ class Explorer {
     }
   }
 
-  /** Get a model's file; its checksum in the address keeps a browser from showing an older one. */
+  /** Fetch a model's file. The checksum in the address keeps the browser from using an older copy. */
   async load(model) {
     const answer = await fetched(`${this.folder}${model.name}.bin?${model.crc32.toString(16)}`);
     const content = await answer.arrayBuffer();
@@ -187,8 +199,9 @@ class Explorer {
     return new Vae(content, this.index.tensors, model.tau);
   }
 
+  /** Prepare and draw the chosen image with the chosen direction and r. */
   choosePerturbation() {
-    if (!this.vae) return; // it could not be loaded
+    if (!this.vae) return; // the model could not be loaded
     const directions = this.controls.direction.value === "worst" ? this.worst() : this.randomly();
     this.probe = new Probe(this.vae, this.images[this.image], directions, this.noise);
     this.moveSlider();
@@ -200,47 +213,56 @@ class Explorer {
     return Number(this.controls.image.value);
   }
 
+  /** The bounds of the model at the chosen r, one list per column. */
   get bounds() {
-    return this.model.bounds[this.controls.r.value];
+    return this.model[this.controls.r.value];
   }
 
+  /** Return the number of a column for the chosen image. */
   boundOf(column) {
     return this.bounds[column][this.image];
   }
 
+  /** Return the random directions, one per sample. */
   randomly() {
     this.random ??= new Directions(this.vae, this.noise.directions);
     return this.random;
   }
 
-  /** The direction of the attack's perturbation; that for the other r where none was needed for this one. */
+  /**
+   * Return the direction of the attack's perturbation. If the image is not r-robust even without a perturbation, no
+   * attack was made. In this case, return the direction for the other choice of r.
+   */
   worst() {
     const of = (which) => {
       const start = this.image * this.vae.pixels;
-      return unitRows(this.vae.tensors[`worst ${which}`].slice(start, start + this.vae.pixels), this.vae.pixels);
+      return unitRows(this.vae.tensors[`worst_${which}`].slice(start, start + this.vae.pixels), this.vae.pixels);
     };
     const own = of(this.controls.r.value);
-    const there = own.some((value) => value !== 0);
-    return new Directions(this.vae, there ? own : of(this.controls.r.value === "own" ? "fixed" : "own"));
+    const attacked = own.some((value) => value !== 0);
+    return new Directions(this.vae, attacked ? own : of(this.controls.r.value === "own" ? "fixed" : "own"));
   }
 
-  // What is shown
+  // Showing the result
 
+  /** Move to a size of the perturbation, and show it. */
   go(size) {
     this.size = size;
     this.moveSlider();
     this.draw();
   }
 
+  /** Move the slider to the size. */
   moveSlider() {
     this.controls.size.value = Math.round(STEPS * this.axis.position(this.size));
   }
 
-  /** Draw with the next frame, once, however many events there are until then. */
+  /** Draw once with the next frame, however many events happen before it. */
   drawSoon() {
     this.soon ??= requestAnimationFrame(() => this.draw());
   }
 
+  /** Compute and show what a perturbation of the size does. */
   draw() {
     this.soon = undefined;
     if (!this.probe) return;
@@ -248,7 +270,7 @@ class Explorer {
     const r = this.boundOf("r");
     const shown = this.probe.at(this.size);
     const number = shown.distances.filter((d) => d <= r).length;
-    const [low, high] = clopperPearson(number, SAMPLES, this.index.confidence);
+    const [low, high] = clopperPearson(number, SAMPLES, this.index.interval_confidence);
     this.result = { ...shown, r, probability: number / SAMPLES, low, high };
     this.drawPictures();
     drawHistogram(this.find(".explorer-histogram"), shown.distances, this.probe.unperturbed, r);
@@ -257,6 +279,7 @@ class Explorer {
     this.find(".explorer-time").textContent = `Computed in your browser in ${this.milliseconds.toFixed(0)} ms.`;
   }
 
+  /** Fill the canvases of makePictures. */
   drawPictures() {
     const { input, reconstruction, reconstructions } = this.result;
     const width = this.vae.pixels;
@@ -266,10 +289,11 @@ class Explorer {
     shown.forEach((pixels, i) => drawImage(this.pictures[i], pixels));
   }
 
+  /** Show the result in words, on the page and for screen readers. */
   drawWords() {
     const { distances, r, probability, low, high } = this.result;
     const percent = (value) => `${(100 * value).toFixed(1)}\u00a0%`;
-    const interval = `${100 * this.index.confidence}\u00a0% interval ${percent(low)} to ${percent(high)}`;
+    const interval = `${100 * this.index.interval_confidence}\u00a0% interval ${percent(low)} to ${percent(high)}`;
     const estimate = `P(D ≤ r) ≈ ${percent(probability)}, ${interval}`;
     const verdict = low > 0.5 ? "✔ r-robust here" : high <= 0.5 ? "✘ not r-robust here" : "○ undecided";
     const size = shortly(this.size);
@@ -286,16 +310,16 @@ class Explorer {
     this.announce(`Size ${size}: ${verdict.slice(2)}. ${estimate}. ${this.reading()}`);
   }
 
-  /** Say it to a screen reader once the reader has stopped moving. */
+  /** Let a screen reader say a text once the reader has stopped moving the slider. */
   announce(text) {
     clearTimeout(this.pending);
     this.pending = setTimeout(() => (this.find(".explorer-status").textContent = text), QUIET);
   }
 
-  /** What is known of all perturbations of this size. */
+  /** Return in words what is known about all perturbations of this size. */
   reading() {
     const [certified, attack] = [this.boundOf("certified"), this.boundOf("attack")];
-    const confidence = `with ${100 * this.index["certified with confidence"]}\u00a0% confidence`;
+    const confidence = `with ${100 * this.model.confidence}\u00a0% confidence`;
     if (certified > 0 && this.size <= certified) {
       return `All directions: certified, ${confidence}, that no perturbation of this size breaks r-robustness.`;
     }
@@ -305,15 +329,16 @@ class Explorer {
     return `All directions: broken, ${confidence}, by the attack's perturbation, which is no larger than this.`;
   }
 
+  /** Show the bounds for the image below the slider. */
   drawBounds() {
-    const bounds = Object.entries(this.index.bounds).map(([column, { name, kind }]) => {
-      const size = this.boundOf(column);
-      return { column, size, name: `${name} ${this.quoted(column, size)}`, kind: `(${kind})` };
+    const bounds = this.index.bounds.map((bound) => {
+      const size = this.boundOf(bound.column);
+      return { ...bound, size, name: `${bound.name} ${this.quoted(bound, size)}`, kind: `(${bound.kind})` };
     });
     drawBounds(this.find(".explorer-axis"), bounds, this.axis, (size) => this.go(size));
   }
 
-  /** Draw anew what depends on the width. */
+  /** Draw again what depends on the width of the page. */
   fit(width) {
     if (width === this.width || !this.probe) return;
     this.width = width;
@@ -321,25 +346,24 @@ class Explorer {
     this.drawSoon();
   }
 
-  /** The number of a bound, or what stands in its place. */
-  quoted(column, size) {
-    const censored = { attack: "censored", random: "random censored" }[column];
+  /** Return the number of a bound, "> 64" if its search met the limit, "0.5?" if the attack is not confirmed. */
+  quoted({ column, censored }, size) {
     if (censored && this.boundOf(censored)) return `> ${shortly(size)}`;
     if (column === "attack" && !this.boundOf("confirmed")) return `${shortly(size)}?`;
     return shortly(size);
   }
 
-  /** What the page shows, for tests. */
+  /** Return what the page shows, for tests. */
   state() {
     const busy = this.form.hasAttribute("aria-busy");
     if (!this.probe) return { busy };
-    if (this.soon) this.draw(); // what waits for a frame
+    if (this.soon) this.draw(); // do not wait for the next frame
     return {
       busy,
       model: this.model.name,
       image: this.image,
       direction: this.controls.direction.value,
-      radius: this.controls.r.value,
+      choiceOfR: this.controls.r.value,
       size: this.size,
       r: this.result.r,
       probability: this.result.probability,
@@ -354,6 +378,7 @@ class Explorer {
 }
 
 const explorer = new Explorer(document.getElementById("explorer"));
+// For tests/test_explorer.py.
 window.explorer = {
   ready: explorer.start().then(() => true),
   state: () => explorer.state(),

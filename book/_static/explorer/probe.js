@@ -1,11 +1,13 @@
-// One image, one model, one kind of perturbation: what a perturbation of any size does to the reconstruction.
+// What a perturbation of any size does to the reconstruction, for one image, one model and one kind of direction.
+//
+// Start at the class Probe. It computes D(x, delta) of Eq. 3 as the package does in vaerobust/distance.py.
 
 import { normals } from "./statistics.js";
 
-export const SAMPLES = 300;
-const SEEDS = { eta: 1, nu: 2 };
+export const SAMPLES = 300; // of D
+const SEEDS = { eta: 1, nu: 2 }; // eta: the encoder's noise; nu: the directions
 
-/** Noise of the encoder and directions of Algorithm 2, one of each a sample; the same for every image and model. */
+/** One noise of the encoder and one direction of Algorithm 2 per sample, the same for all images and models. */
 export class Noise {
   constructor(latents, pixels) {
     this.eta = normals(SAMPLES * latents, SEEDS.eta);
@@ -19,7 +21,7 @@ function norm(values) {
   return Math.sqrt(sum);
 }
 
-/** Scale every row to norm 1; a row of zeros stays one. */
+/** Scale every row to norm 1. A row of zeros remains zero. */
 export function unitRows(values, width) {
   for (let start = 0; start < values.length; start += width) {
     const row = values.subarray(start, start + width);
@@ -29,19 +31,22 @@ export function unitRows(values, width) {
   return values;
 }
 
-/** Directions of norm 1, one for all samples or one for each, and what the encoder's first layer makes of them. */
+/** Directions of norm 1, one for all samples or one per sample, and the encoder's first layer applied to them. */
 export class Directions {
   constructor(vae, rows) {
     this.rows = rows;
     this.number = rows.length / vae.pixels;
-    // the layer is linear, so this is computed once and only scaled at every step
+    // The layer is linear, so its outputs are computed once and only scaled at each step of the slider.
     this.slopes = withoutBias(vae.first(rows, this.number), vae.shared.bias);
   }
 }
 
 /**
- * D(x, delta) of Eq. 3, delta = size * direction: either one direction for all samples, the worst, or one for each, as
- * in Algorithm 2. sigma is that of x, so the samples are g(mu(x + delta) + eta * sigma(x)).
+ * Samples of D(x, delta) of Eq. 3 with delta = size * direction: || g(mu(x + delta) + eta * sigma(x)) - g(mu(x)) ||.
+ * Sigma is that of the unperturbed x. Either one direction, the worst known, serves all samples, or each sample has a
+ * direction of its own, as in Algorithm 2.
+ *
+ * `base` has the encoder's first layer at x, `centre` is g(mu(x)), and `unperturbed` has the samples of D(x, 0).
  */
 export class Probe {
   constructor(vae, x, directions, noise) {
@@ -53,7 +58,7 @@ export class Probe {
     this.unperturbed = this.distances(vae.decode(this.latents(mu), SAMPLES));
   }
 
-  /** All that is shown of one size: distances, and the first direction's input and reconstructions. */
+  /** Return what is shown of one size: all distances, and input and reconstruction for the first direction. */
   at(size) {
     const { vae, directions } = this;
     const mu = vae.meanFrom(shifted(this.base, directions.slopes, size), directions.number);
@@ -66,17 +71,18 @@ export class Probe {
     };
   }
 
-  /** mu + eta * sigma, one row a sample; there is one mu for all of them, or one for each. */
+  /** Return mu + eta * sigma, one row per sample. There is one mu for all samples, or one per sample. */
   latents(mu) {
     const width = this.vae.latents;
     const z = new Float64Array(SAMPLES * width);
     for (let i = 0; i < SAMPLES; i++) {
-      const of = mu.length === width ? 0 : i * width;
-      for (let j = 0; j < width; j++) z[i * width + j] = mu[of + j] + this.noise.eta[i * width + j] * this.sigma[j];
+      const start = mu.length === width ? 0 : i * width;
+      for (let j = 0; j < width; j++) z[i * width + j] = mu[start + j] + this.noise.eta[i * width + j] * this.sigma[j];
     }
     return z;
   }
 
+  /** Return the distance of each reconstruction, one per row, from the centre. */
   distances(reconstructions) {
     const width = this.vae.pixels;
     const out = new Float64Array(SAMPLES);
@@ -89,11 +95,13 @@ export class Probe {
   }
 }
 
+/** Subtract a layer's bias from its outputs, in place. */
 function withoutBias(values, bias) {
   for (let i = 0; i < values.length; i++) values[i] -= bias[i % bias.length];
   return values;
 }
 
+/** Return the first layer's outputs at x + size * direction, one row per direction. */
 function shifted(base, slopes, size) {
   return slopes.map((slope, i) => base[i % base.length] + size * slope);
 }

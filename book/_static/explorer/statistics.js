@@ -1,6 +1,6 @@
-// Noise from a seed, exact intervals, checksums: what the explorer needs that a browser lacks.
+// What browsers do not offer: noise from a seed, exact binomial intervals, medians and checksums.
 
-/** Uniform numbers in (0, 1) from a 32-bit seed: the generator "mulberry32", the same in every browser. */
+/** Return a source of uniform numbers in (0, 1) from a 32-bit seed: "mulberry32", equal in all browsers. */
 function uniforms(seed) {
   let state = seed >>> 0;
   return () => {
@@ -11,7 +11,7 @@ function uniforms(seed) {
   };
 }
 
-/** Standard normal numbers, by Box and Muller: every reader sees the same, so that states can be compared. */
+/** Return standard normal numbers, by the method of Box and Muller. Equal seeds give every reader the same numbers. */
 export function normals(count, seed) {
   const uniform = uniforms(seed);
   const out = new Float64Array(count);
@@ -24,9 +24,9 @@ export function normals(count, seed) {
   return out;
 }
 
-/** P(X >= k) for X binomial with n trials, 1 <= k <= n, 0 < p < 1. */
+/** Return P(X >= k) for X binomial with n trials of probability p, 1 <= k <= n, 0 < p < 1. */
 function upperTail(k, n, p) {
-  let term = n * Math.log1p(-p); // log P(X = 0), then of 1, 2, ...
+  let term = n * Math.log1p(-p); // log P(X = i), beginning with i = 0
   let sum = 0;
   for (let i = 1; i <= n; i++) {
     term += Math.log((n - i + 1) / i) + Math.log(p) - Math.log1p(-p);
@@ -35,7 +35,7 @@ function upperTail(k, n, p) {
   return sum;
 }
 
-/** The p at which P(X >= k) = tail, by bisection: the upper tail grows with p. */
+/** Return the p at which P(X >= k) = tail. It is found by bisection, since the upper tail grows with p. */
 function whereUpperTailIs(tail, k, n) {
   let [low, high] = [0, 1];
   for (let i = 0; i < 60; i++) {
@@ -46,7 +46,7 @@ function whereUpperTailIs(tail, k, n) {
   return (low + high) / 2;
 }
 
-/** Exact two-sided interval of a binomial proportion (Clopper and Pearson): [low, high]. */
+/** Return the exact two-sided interval of a binomial proportion (Clopper and Pearson): [low, high]. */
 export function clopperPearson(k, n, confidence) {
   const tail = (1 - confidence) / 2;
   const low = k === 0 ? 0 : whereUpperTailIs(tail, k, n);
@@ -66,7 +66,7 @@ const CRC_TABLE = Uint32Array.from({ length: 256 }, (_, byte) => {
   return value;
 });
 
-/** CRC-32 as in zlib: crypto.subtle would be stronger, but is missing on pages served without TLS. */
+/** Return the CRC-32 of some bytes, as zlib does. Pages that are served without TLS have no crypto.subtle. */
 export function crc32(bytes) {
   let crc = 0xffffffff;
   for (const byte of bytes) crc = (crc >>> 8) ^ CRC_TABLE[(crc ^ byte) & 0xff];

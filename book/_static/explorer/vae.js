@@ -1,9 +1,9 @@
-// The VAE of the package in plain JavaScript: vaerobust/model.py, for many latents at a time.
+// The package's VAE (vaerobust/model.py) in plain JavaScript, for many rows at a time.
 //
-// Matrices are rows in flat arrays. Weights are those that ship, in half precision; sums are in double precision, which
-// V8 multiplies as fast as single and which leaves no rounding to speak of.
+// A matrix is a flat array, row after row. The weights are those that ship, in half precision. All sums are in double
+// precision: browsers compute it as fast as single precision, and its rounding errors are negligible here.
 
-/** The value of every half-precision number, so that a file is read by looking up: Float16Array is too new. */
+/** A table with the value of each half-precision number, by its 16 bits. Not all browsers have a Float16Array yet. */
 const HALVES = Float64Array.from({ length: 65536 }, (_, bits) => {
   const sign = bits & 0x8000 ? -1 : 1;
   const exponent = (bits >> 10) & 31;
@@ -12,14 +12,14 @@ const HALVES = Float64Array.from({ length: 65536 }, (_, bits) => {
   return sign * (exponent ? (1 + fraction) * 2 ** (exponent - 15) : fraction * 2 ** -14);
 });
 
-/** Read ``count`` half-precision numbers, little-endian whatever the processor is. */
+/** Read ``count`` half-precision numbers, stored as little-endian, on any processor. */
 export function readHalves(view, offset, count) {
   const out = new Float64Array(count);
   for (let i = 0; i < count; i++) out[i] = HALVES[view.getUint16(offset + 2 * i, true)];
   return out;
 }
 
-/** The columns in which any row is not 0. */
+/** Return the columns in which some row is not 0. */
 function usedColumns(values, rows, width) {
   const used = new Uint8Array(width);
   for (let i = 0; i < rows; i++) {
@@ -28,6 +28,7 @@ function usedColumns(values, rows, width) {
   return Uint16Array.from(used.keys()).filter((j) => used[j]);
 }
 
+/** Return some columns of a matrix. */
 function takeColumns(values, rows, width, columns) {
   const out = new Float64Array(rows * columns.length);
   for (let i = 0, at = 0; i < rows; i++) {
@@ -37,14 +38,14 @@ function takeColumns(values, rows, width, columns) {
 }
 
 /**
- * Return x w' + bias, x (rows, k), w (m, k), m a multiple of 4. Blocks of 4 by 4 sums stay in registers: twice a plain
- * loop's speed and more.
+ * Return x w' + bias, with x (rows, k) and w (m, k), where m is a multiple of 4. Sums are computed in blocks of 4 by 4,
+ * which stay in registers; this is more than twice as fast as a plain loop.
  */
 function multiply(x, rows, k, w, bias) {
   const m = bias.length;
   const out = new Float64Array(rows * m);
   for (let i = 0; i < rows; i += 4) {
-    // a block that is cut off at the end takes its last row again
+    // The last block repeats the last row where it has fewer than 4.
     const x0 = i * k, x1 = Math.min(i + 1, rows - 1) * k, x2 = Math.min(i + 2, rows - 1) * k;
     const x3 = Math.min(i + 3, rows - 1) * k;
     for (let j = 0; j < m; j += 4) {
@@ -69,9 +70,9 @@ function multiply(x, rows, k, w, bias) {
   return out;
 }
 
-/** A linear layer, for any number of rows. */
+/** Apply a linear layer to any number of rows. */
 function linear(layer, x, rows) {
-  // around one image many hidden units are off for every sample: without them a step takes a third less
+  // Around one image many hidden units are 0 for every sample. Leaving them out saves a third of the time.
   const used = usedColumns(x, rows, layer.inputs);
   if (used.length === layer.inputs) return multiply(x, rows, layer.inputs, layer.weight, layer.bias);
   const [some, weight] = [
@@ -80,13 +81,13 @@ function linear(layer, x, rows) {
   return multiply(some, rows, used.length, weight, layer.bias);
 }
 
-/** Set what is negative to 0, in place. */
+/** Set negative values to 0, in place. */
 function relu(values) {
   for (let i = 0; i < values.length; i++) if (!(values[i] > 0)) values[i] = 0;
   return values;
 }
 
-/** A perceptron: linear layers with a ReLU between each two. */
+/** Apply a perceptron: linear layers with a ReLU between any two. */
 function perceptron(layers, x, rows) {
   return layers.reduce((values, layer, i) => linear(layer, i ? relu(values) : values, rows), x);
 }
@@ -96,7 +97,11 @@ const sigmoid = (value) => 1 / (1 + Math.exp(-value));
 
 /** The model: encoder and decoder as in the paper's Appendix F. */
 export class Vae {
-  /** @param {ArrayBuffer} content  of a model's file. @param {Array} tensors  their names and shapes, in its order. */
+  /**
+   * @param {ArrayBuffer} content  of a model's file.
+   * @param {Array} tensors  names and shapes of its tensors, in the order of the file.
+   * @param {number} tau  offset of sigma.
+   */
   constructor(content, tensors, tau) {
     const view = new DataView(content);
     let offset = 0;
@@ -115,31 +120,33 @@ export class Vae {
     this.pixels = this.decoder.at(-1).outputs;
   }
 
+  /** Return a linear layer of the file. The weight has the shape (outputs, inputs). */
   layer(name) {
     const [weight, bias] = [this.tensors[`${name}.weight`], this.tensors[`${name}.bias`]];
     return { weight, bias, outputs: bias.length, inputs: weight.length / bias.length };
   }
 
+  /** Return linear layers by their places in a torch Sequential, in which the other places are ReLUs. */
   layers(name, places) {
     return places.map((place) => this.layer(`${name}.${place}`));
   }
 
-  /** The first layer before its ReLU, which is linear in the pixels: (rows, hidden). */
+  /** Return the outputs of the first layer before its ReLU, which are linear in the pixels: (rows, hidden). */
   first(x, rows) {
     return linear(this.shared, x, rows);
   }
 
-  /** mu from the first layer's outputs: (rows, latents). */
+  /** Return mu from the first layer's outputs: (rows, latents). */
   meanFrom(first, rows) {
     return perceptron(this.mean, relu(first.slice()), rows);
   }
 
-  /** sigma from the first layer's outputs: (rows, latents). */
+  /** Return sigma from the first layer's outputs: (rows, latents). */
   sigmaFrom(first, rows) {
     return perceptron(this.scale, relu(first.slice()), rows).map((value) => softplus(value) + this.tau);
   }
 
-  /** The mean reconstruction g(z): (rows, pixels). */
+  /** Return the mean reconstruction g(z): (rows, pixels). */
   decode(z, rows) {
     const out = perceptron(this.decoder, z, rows);
     for (let i = 0; i < out.length; i++) out[i] = sigmoid(out[i]);

@@ -1,4 +1,4 @@
-"""Files that are whole or absent, and the digests that tell."""
+"""Tools for files: writing a file as a whole, and the digest of its content."""
 
 from __future__ import annotations
 
@@ -9,7 +9,14 @@ from pathlib import Path
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that a reader, or a crash half-way, sees the old one or the new one, never a part."""
+    """Write a file as a whole: even after a crash, a reader finds the old content or the new one, never a part.
+
+    Parameters
+    ----------
+    path : path
+        Missing parent folders are created.
+    content : bytes
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -17,7 +24,7 @@ def write_atomically(path: Path, content: bytes) -> None:
             stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())
-        Path(temporary).chmod(0o644)  # mkstemp's 0600 would hide shipped files from other users
+        Path(temporary).chmod(0o644)  # mkstemp gives 0600, with which other users could not read an installed package
         Path(temporary).replace(path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
