@@ -421,7 +421,7 @@ FAULTS = {
 }  # fmt: skip
 ACCEPTED = {
     ("None", "delta"), ("None", "starts"), ("None", "further"), ("None", "guess"), ("infinite", "guess"),
-    ("wrong shape", "probability"), ("zero", "attacks"), ("no elements", "successes"), ("no elements", "probability"),
+    ("wrong shape", "probability"), ("zero", "attacks"), ("no elements", "successes"), ("no elements", "probability"), ("matrix", "probability"),
     ("True", "successes"), ("wider", "distance"), ("narrower", "distance"), ("more dimensions", "starts"),
 }  # fmt: skip
 """Faults that are none for the argument: (fault, argument)."""

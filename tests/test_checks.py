@@ -237,7 +237,7 @@ CALLS = [
     (lambda: first_order_radii(MODEL, X, np.full(3, 0.9)), r"probability must be .* \(1,\), but has shape \(3,\)"),
     (lambda: linearised_radii(MODEL, X, -1.0), r"^r must be finite and >= 0, but holds -1\.0"),
     (lambda: linearised_radii(MODEL, X, 1.0, samples=0), "^samples must be .* but is 0"),
-    (lambda: maximum_damage(MODEL, X, 1.0, starts=torch.zeros(1, 2, 6)), r"starts must have shape \(k, 1, 6\), but has \(1, 2, 6\)"),
+    (lambda: maximum_damage(MODEL, X, 1.0, starts=torch.zeros(1, 2, 6)), r"starts must have shape \(k, 1, 6\)"),
     (lambda: maximum_damage(MODEL, X, -1.0), r"radius must be finite and >= 0, but holds -1\.0"),
     (lambda: maximum_damage(MODEL, X, math.inf), "radius must be finite and >= 0, but holds inf"),
     (lambda: attacked(method="adam"), "method must be one of .*'lbfgs', but is 'adam'"),

@@ -97,7 +97,12 @@ CALLS = {
     "decoder_jacobian": lambda vae, x: decoder_jacobian(vae, vae.encode(x)[0]),
     "proposition_1": proposition_1,
     "linearised_radii": linearised,
-    **{f"maximum_damage, {m}": lambda vae, x, m=m: maximum_damage(vae, x, 0.3, AttackSettings(m, 2, 2, 2)) for m in METHODS},
+    **{
+        f"maximum_damage, {method}": lambda vae, x, method=method: maximum_damage(
+            vae, x, 0.3, AttackSettings(method, 2, 2, 2)
+        )
+        for method in METHODS
+    },
     "output_attack": lambda vae, x: output_attack(vae, x, x.flip(0), 0.3, FEW),
     "attack_margin": lambda vae, x: attack_margin(vae, x, 1.0, attack=FEW, search=QUICK, guess=0.5),
     "strongest_attack": lambda vae, x: strongest_attack(vae, x, 1.0, attack=FEW, search=QUICK),

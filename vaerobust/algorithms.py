@@ -170,6 +170,7 @@ def algorithm_2_as_printed(
     checks.positive("r", r, zero=True)
     checks.positive("step", step)
     checks.positive("start", start)
+    checks.per_point("start", start, 1, x)  # a number that the type of x has
     checks.count("most", most)
     # numbers lie closer together towards 0, so a step that moves R at the start moves it everywhere
     finest = math.ulp(start)
