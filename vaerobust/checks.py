@@ -201,7 +201,7 @@ def stack(name: str, value: Tensor, like: Tensor) -> Tensor:
 def _dense(name: str, value: Tensor) -> None:
     """Refuse what is no dense tensor of floating point numbers with values."""
     if not isinstance(value, Tensor) or not value.is_floating_point():
-        kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
+        kind = str(value.dtype) if isinstance(value, Tensor) else type(value).__name__
         raise TypeError(f"{name} must be a tensor of floating point numbers, but is {kind}")
     if value.layout != torch.strided or value.device.type == "meta":
         kind = "on the meta device" if value.device.type == "meta" else str(value.layout)
