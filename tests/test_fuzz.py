@@ -34,7 +34,7 @@ def test_the_fuzz_finds_what_it_looks_for(monkeypatch):
     monkeypatch.setattr(fuzz, "functions", lambda: found)
     kinds = {
         fuzz.judge(fuzz.Case("distance_quantile", "float64", argument, fault)).kind
-        for argument, fault in (("confidence", "text"), ("distance", "None"), ("distance", "healthy"))
+        for argument, fault in (("confidence", "text"), ("distance", "None"), ("", "healthy"))
     }
     assert kinds == {"silent", "foreign error", ""}
 
