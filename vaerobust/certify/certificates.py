@@ -131,8 +131,8 @@ def certified_margin(
     r = checks.per_point("r", r, len(x), x)
     checks.probability("confidence", confidence)
     checks.count("refine", refine, least=0)
-    check_model(model, x)
     mean_layers(model, x)  # an encoder that cannot be certified is an error before any sample is drawn
+    check_model(model, x)
     (found,) = failures(model, x, [r], samples=samples, seed=seed)
     return certify(model, x, found, confidence=confidence, refine=refine)
 
