@@ -324,7 +324,7 @@ def certified_r(
     checks.count("samples", samples)
     checks.probability("confidence", confidence)
     checks.count("refine", refine, least=0)
-    radii = [checks.positive("radii", one, zero=True) for one in checks.sequence("radii", radii)]
+    radii = [float(checks.per_point("radii", one, 1, x, exact=True)) for one in checks.sequence("radii", radii)]
     check_model(model, x)
     encoder = _Encoder(mean_layers(model, x), encode_points(model, x)[1], x)
     stream = as_number(as_generator(seed, x), x)  # one number, so that all blocks of points meet the same noise

@@ -120,7 +120,7 @@ def curves(
     checks.vectors("x", x)
     checks.count("judging_samples", judging_samples)
     checks.instance("attack", attack, AttackSettings)
-    radii = [checks.positive("radii", one, zero=True) for one in checks.sequence("radii", radii)]
+    radii = [float(checks.per_point("radii", one, 1, x, exact=True)) for one in checks.sequence("radii", radii)]
     number = as_number(seed, x)
     check_model(model, x, gradient=("encode", "decode"))
     certified = certified_r(
