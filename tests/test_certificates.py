@@ -63,7 +63,7 @@ class OneSidedVAE(LinearGaussianVAE):
         super().__init__(3, 1, sigma=0.5)
 
     def decode(self, z):
-        return z.clamp(min=0)
+        return torch.nn.functional.pad(z.clamp(min=0), (0, 2))  # as wide as the inputs
 
     def one_sided_margin(self, level):
         return self.sigma * stats.norm.ppf(level) / float(self.weight.norm())
