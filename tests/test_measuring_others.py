@@ -9,6 +9,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 import usual_models
+from pythae import models
+from pythae.models.nn.benchmarks.mnist import Decoder_Conv_AE_MNIST, Encoder_Conv_VAE_MNIST
 from torch import Tensor, nn
 from usual_models import held_out
 
@@ -73,7 +75,6 @@ def test_an_unwrapped_module_on_images_asks_for_what_is_ambiguous():
 
 def pythae_model(kind: str) -> nn.Module:
     """Return a VAE of pythae, trained by its own loss on few images."""
-    models = pytest.importorskip("pythae.models")
     logging.getLogger("pythae").setLevel(logging.ERROR)
     config = models.VAEConfig(input_dim=SHAPE, latent_dim=4, reconstruction_loss="bce")
     with torch.random.fork_rng(devices=[]):
@@ -81,8 +82,6 @@ def pythae_model(kind: str) -> nn.Module:
         if kind == "perceptron":
             model = models.VAE(config)
         else:
-            from pythae.models.nn.benchmarks.mnist import Decoder_Conv_AE_MNIST, Encoder_Conv_VAE_MNIST
-
             model = models.VAE(config, encoder=Encoder_Conv_VAE_MNIST(config), decoder=Decoder_Conv_AE_MNIST(config))
         optimiser = torch.optim.Adam(model.parameters(), 1e-3)
         images = usual_models.sample()[: 600 if kind == "perceptron" else 120].unflatten(1, SHAPE)
