@@ -7,8 +7,9 @@ import torch
 from conftest import DOUBLE, SpreadingVAE, most_misses, random_vae, share_error, square_model, uniform
 from scipy import optimize
 
-from vaerobust import random_direction
+from vaerobust import batches, random_direction
 from vaerobust.algorithms import algorithm_2_as_printed, minimum_r
+from vaerobust.contract import check_model
 from vaerobust.distance import distances_in_random_directions
 from vaerobust.linear import LinearGaussianVAE
 from vaerobust.random_direction import RandomSearch, random_direction_radius
@@ -149,11 +150,13 @@ def test_directions_that_are_drawn_anew_are_the_same_ones(vae, monkeypatch):
 
 
 def test_no_block_is_larger_than_it_may_be(vae, monkeypatch):
-    monkeypatch.setattr(random_direction, "ROWS", 10)
+    monkeypatch.setattr(batches, "ROWS", 10)
     sizes = []
     decode = vae.decode
     monkeypatch.setattr(vae, "decode", lambda z: sizes.append(len(z)) or decode(z))
     x, search = uniform(3, 12), RandomSearch(limit=8.0, samples=27, grid=4)
+    check_model(vae, x)  # the probe decodes a few rows too
+    sizes.clear()
     found = random_direction_radius(vae, x, 1.0, search)
     assert max(sizes) == 10
     assert sum(sizes) == int(found.drawn.sum()) + 3  # and the three centres
@@ -178,6 +181,8 @@ def test_draws_are_counted(square, monkeypatch):
     decode = square.decode
     monkeypatch.setattr(square, "decode", lambda z: rows.append(len(z)) or decode(z))
     search = RandomSearch(limit=1.0, samples=500, grid=8)
+    check_model(square, uniform(1, 4))  # the probe decodes a few rows too
+    rows.clear()
     found = random_direction_radius(square, uniform(1, 4), square.quantile(0.9), search)
     assert int(found.drawn) == sum(rows) - 1  # the point itself
     # less than half of what it takes to ask all samples at each of the 9 radii of the grid and in 12 halvings

@@ -133,6 +133,7 @@ def algorithm_2_as_printed(
     samples: int = 1000,
     start: float = 10.0,
     seed: Seed = 1,
+    most: int = 100_000,
 ) -> Printed:
     """Run Algorithm 2 (Appendix D.2) as printed, from ``start`` down.
 
@@ -153,6 +154,8 @@ def algorithm_2_as_printed(
         New samples at each R.
     seed : int or torch.Generator
         Source of the samples; see :mod:`vaerobust.randomness`.
+    most : int
+        Limit of iterations.
 
     Returns
     -------
@@ -167,13 +170,15 @@ def algorithm_2_as_printed(
     checks.positive("r", r, zero=True)
     checks.positive("step", step)
     checks.positive("start", start)
+    checks.per_point("start", start, 1, x)  # a number that the type of x has
+    checks.count("most", most)
     # numbers lie closer together towards 0, so a step that moves R at the start moves it everywhere
     finest = math.ulp(start)
     if step < finest:
         raise ValueError(f"step must be at least {finest:.3g}, the resolution at start = {start!r}, but is {step!r}")
     generator = as_generator(seed, x)
     radius, probability, iterations = float(start), 0.0, 0
-    while probability < 0.5 and radius >= 0:
+    while probability < 0.5 and radius >= 0 and iterations < most:
         d = distances_in_random_directions(model, x, radius, samples=samples, seed=generator, perturb_sigma=True)
         radius -= step
         probability = float((d < r).double().mean())

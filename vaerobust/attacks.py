@@ -20,9 +20,11 @@ from scipy import optimize
 from torch import Tensor
 
 from vaerobust import checks
-from vaerobust.batches import ROWS, slices
+from vaerobust.batches import slices
+from vaerobust.contract import check_model, decode_points, encode_points, require_finite, rows_at_once
 from vaerobust.distance import decode_rows, distance, distances, encode_rows
 from vaerobust.model import GaussianVAE
+from vaerobust.numerics import at_least_single, double, precise
 from vaerobust.randomness import Seed, as_generator, normal
 from vaerobust.results import Result
 
@@ -74,9 +76,11 @@ class AttackSettings:
     perturb_sigma: bool = False
 
     def __post_init__(self) -> None:
-        checks.one_of("method", self.method, METHODS)
+        checks.one_of("AttackSettings.method", self.method, METHODS)
         for name in ("steps", "restarts", "samples", "choosing_samples"):
-            checks.count(name, getattr(self, name))
+            checks.count(f"AttackSettings.{name}", getattr(self, name))
+        for name in ("box", "perturb_sigma"):
+            checks.flag(f"AttackSettings.{name}", getattr(self, name))
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,14 +137,14 @@ def maximum_damage(
     TypeError, ValueError
         If an argument has the wrong shape or range.
     """
-    settings = settings or AttackSettings()
+    settings = AttackSettings() if settings is None else checks.instance("settings", settings, AttackSettings)
     radius = _checked_radius(x, radius, settings)
-    for given in () if starts is None else starts:
-        checks.vectors("starts", given, like=x)
-    with torch.no_grad():
-        mu, sigma = model.encode(x)
-        centre = model.decode(mu)
+    if starts is not None:
+        checks.stack("starts", starts, x)
     generator = as_generator(seed, x)
+    check_model(model, x, gradient=("encode", "decode"))
+    mu, sigma = encode_points(model, x)
+    centre = decode_points(model, mu, x)
     eta = normal(settings.samples, mu, generator)  # (samples, d_z)
 
     def mean_distance(points: slice, delta: Tensor) -> Tensor:
@@ -158,7 +162,7 @@ def maximum_damage(
         samples, perturb_sigma = settings.choosing_samples, settings.perturb_sigma
         return distances(model, x, delta, samples=samples, seed=stream, perturb_sigma=perturb_sigma).mean(1)
 
-    problem = _Problem(mean_distance, x, radius, settings.box, settings.samples)
+    problem = _Problem(mean_distance, x, radius, settings.box, max(1, rows_at_once(model, x) // settings.samples))
     found = _optimise(problem, settings, generator, starts)  # (starts, n, d_x)
     delta = _best(found, torch.stack([fresh_distance(candidate, choosing) for candidate in found]))
     return Attack(delta, fresh_distance(delta, measuring))
@@ -200,13 +204,13 @@ def latent_attack(
         If an argument has the wrong shape or range.
     """
     checks.vectors("target", target, like=checks.vectors("x", x))
-    with torch.no_grad():
-        aim = model.encode(target)[0]
+    check_model(model, x, decoder=False, gradient=("encode",))
+    aim = encode_points(model, target)[0]
 
     def to_target(points: slice, delta: Tensor) -> Tensor:
         return (encode_rows(model, x[points] + delta)[0] - aim[points]).norm(dim=-1)
 
-    return _targeted(to_target, x, radius, settings, seed)
+    return _targeted(model, to_target, x, radius, settings, seed)
 
 
 def output_attack(
@@ -238,11 +242,12 @@ def output_attack(
         If an argument has the wrong shape or range.
     """
     checks.vectors("target", target, like=checks.vectors("x", x))
+    check_model(model, x, gradient=("encode", "decode"))
 
     def to_target(points: slice, delta: Tensor) -> Tensor:
         return (decode_rows(model, encode_rows(model, x[points] + delta)[0]) - target[points]).norm(dim=-1)
 
-    return _targeted(to_target, x, radius, settings, seed)
+    return _targeted(model, to_target, x, radius, settings, seed)
 
 
 def project(delta: Tensor, radius: Tensor, x: Tensor | None = None) -> Tensor:
@@ -252,7 +257,7 @@ def project(delta: Tensor, radius: Tensor, x: Tensor | None = None) -> Tensor:
     ----------
     delta : Tensor, shape (..., n, d_x)
     radius : Tensor, shape (n,)
-        In double precision, so that the caller's number is not rounded to the precision of ``delta``.
+        In double precision where the device has it, so that the caller's number is not rounded to that of ``delta``.
     x : Tensor, shape (n, d_x), optional
         Inputs in [0, 1]. With them, x + delta stays in [0, 1] too.
 
@@ -263,13 +268,14 @@ def project(delta: Tensor, radius: Tensor, x: Tensor | None = None) -> Tensor:
     """
     if x is not None:
         delta = _into_ball_and_box(delta, radius[:, None].to(delta.dtype), x)
-    norm = delta.double().norm(dim=-1, keepdim=True)
+    fine = delta.to(precise(delta.device))
+    norm = fine.norm(dim=-1, keepdim=True)
     # The factor is slightly less than radius / norm, for two reasons: each coordinate is rounded once more, and the
-    # norm is a sum of d squares in double precision, which errs by at most d / 2 roundings. Shrinking cannot leave the
-    # box, which contains 0.
-    slack = 2 * torch.finfo(delta.dtype).eps + delta.shape[-1] * torch.finfo(torch.double).eps
-    shrink = (radius[:, None] * (1 - slack) / norm.clamp(min=1e-300)).clamp(max=1)
-    return torch.where(norm <= radius[:, None], delta, (delta.double() * shrink).to(delta.dtype))
+    # norm is a sum of d squares, which errs by at most d / 2 roundings. Shrinking cannot leave the box, which contains
+    # 0.
+    slack = 2 * torch.finfo(delta.dtype).eps + delta.shape[-1] * torch.finfo(fine.dtype).eps
+    shrink = (radius[:, None] * (1 - slack) / norm.clamp(min=torch.finfo(fine.dtype).tiny)).clamp(max=1)
+    return torch.where(norm <= radius[:, None], delta, (fine * shrink).to(delta.dtype))
 
 
 def _into_ball_and_box(delta: Tensor, radius: Tensor, x: Tensor) -> Tensor:
@@ -300,31 +306,42 @@ def _clip(delta: Tensor, x: Tensor) -> Tensor:
 def _checked_radius(x: Tensor, radius: float | Tensor, settings: AttackSettings) -> Tensor:
     """Check the inputs of an attack and return the radius in double precision, shape (n,)."""
     (checks.pixels if settings.box else checks.vectors)("x", x)
-    return checks.per_point("radius", radius, len(x), x.double())
+    return checks.per_point("radius", radius, len(x), x, exact=True)
 
 
 def _targeted(
-    to_target: Objective, x: Tensor, radius: float | Tensor, settings: AttackSettings | None, seed: Seed
+    model: GaussianVAE,
+    to_target: Objective,
+    x: Tensor,
+    radius: float | Tensor,
+    settings: AttackSettings | None,
+    seed: Seed,
 ) -> Attack:
     """Seek the perturbations that minimise a distance to a target, which depends on no noise."""
-    settings = settings or AttackSettings(restarts=2)
+    settings = (
+        AttackSettings(restarts=2) if settings is None else checks.instance("settings", settings, AttackSettings)
+    )  # fmt: skip
     radius = _checked_radius(x, radius, settings)
-    problem = _Problem(lambda points, delta: -to_target(points, delta), x, radius, settings.box, 1)
+    rows = rows_at_once(model, x)
+    problem = _Problem(lambda points, delta: -to_target(points, delta), x, radius, settings.box, rows)
     found = _optimise(problem, settings, as_generator(seed, x), None)
     with torch.no_grad():
-        parts = slices(len(x), max(1, ROWS // settings.restarts))
+        parts = slices(len(x), max(1, rows // settings.restarts))
         value = torch.cat([to_target(points, found[:, points]) for points in parts], dim=1)  # (starts, n)
     return Attack(_best(found, -value), value.min(0).values)
 
 
 class _Problem(NamedTuple):
-    """What an optimiser maximises, and under which constraints."""
+    """What an optimiser maximises, and under which constraints.
+
+    ``candidates`` is how many candidates, of all points together, may pass through the model at a time.
+    """
 
     objective: Objective
     x: Tensor  # (n, d_x)
     radius: Tensor  # (n,), in double precision
     box: bool
-    rows: int  # how many rows pass through the network for one candidate of one point
+    candidates: int
 
     def part(self, points: slice) -> _Part:
         """Return the problem for a slice of the points."""
@@ -347,7 +364,7 @@ def _optimise(
     """Run the optimiser from every start at every point, block by block; return perturbations (starts, n, d_x)."""
     starts = _starts(problem.x, settings.restarts, generator, given)
     found = []
-    for points in slices(len(problem.x), max(1, ROWS // (len(starts) * problem.rows))):
+    for points in slices(len(problem.x), max(1, problem.candidates // len(starts))):
         part = problem.part(points)
         begin = project(starts[:, points] * part.radius[:, None].to(problem.x.dtype), part.radius, part.x)
         if settings.method == "lbfgs":
@@ -370,8 +387,14 @@ def _starts(x: Tensor, restarts: int, generator: torch.Generator, given: Tensor 
     starts = (direction / direction.norm(dim=-1, keepdim=True) * length).expand(-1, len(x), -1)
     if given is None:
         return starts
-    unit = given / given.norm(dim=-1, keepdim=True).clamp(min=1e-30)
-    return torch.cat([starts, unit.to(x)])
+    return torch.cat([starts, _unit(given).to(x)])
+
+
+def _unit(vectors: Tensor) -> Tensor:
+    """Return vectors scaled to norm 1, and 0 where they are 0."""
+    # half precision has no number as small as the least norm
+    norm = at_least_single(vectors.norm(dim=-1, keepdim=True)).clamp(min=1e-30)
+    return (vectors / norm).to(vectors.dtype)
 
 
 def _best(candidates: Tensor, value: Tensor) -> Tensor:
@@ -385,6 +408,8 @@ def _gradient(objective: Callable[[Tensor], Tensor], delta: Tensor) -> tuple[Ten
     with torch.enable_grad():
         value = objective(delta)
         (gradient,) = torch.autograd.grad(value.sum(), delta)
+    require_finite("model must give finite distances for all perturbations within the radius", value)
+    require_finite("model must have finite gradients for all perturbations within the radius", gradient)
     return value.detach(), gradient
 
 
@@ -397,8 +422,7 @@ def _ascend(part: _Part, delta: Tensor, steps: int) -> Tensor:
         best, highest = torch.where(better[..., None], delta, best), torch.where(better, value, highest)
         # The step falls from half the ball's radius to 0: long steps find the direction, short ones refine it
         length = part.radius[:, None].to(delta.dtype) * 0.5 * (1 - step / (steps + 1))
-        direction = gradient / gradient.norm(dim=-1, keepdim=True).clamp(min=1e-30)
-        delta = project(delta + length * direction, part.radius, part.x)
+        delta = project(delta + length * _unit(gradient), part.radius, part.x)
     return best
 
 
@@ -424,14 +448,14 @@ def _lbfgs_from(part: _Part, start: Tensor, steps: int) -> Tensor:
         return torch.as_tensor(flat, dtype=start.dtype, device=start.device)
 
     def into_ball(u: Tensor) -> Tensor:
-        return u * (float(part.radius[0]) / u.norm().clamp(min=1e-30)).clamp(max=1)
+        return u * (float(part.radius[0]) / at_least_single(u.norm()).clamp(min=1e-30)).clamp(max=1).to(u.dtype)
 
     def loss(flat: np.ndarray) -> tuple[float, np.ndarray]:
         value, gradient = _gradient(lambda u: part.objective(into_ball(u)), tensor(flat)[None, None])
-        return -float(value), -gradient.flatten().double().cpu().numpy()
+        return -float(value), -double(gradient.flatten()).cpu().numpy()
 
-    bounds = None if part.x is None else torch.stack([-part.x[0], 1 - part.x[0]], 1).double().cpu().numpy()
+    bounds = None if part.x is None else double(torch.stack([-part.x[0], 1 - part.x[0]], 1)).cpu().numpy()
     options = {"maxiter": steps, "maxcor": 30}
-    begin = start.double().cpu().numpy()
+    begin = double(start).cpu().numpy()
     result = optimize.minimize(loss, begin, jac=True, bounds=bounds, method="L-BFGS-B", options=options)
     return into_ball(tensor(result.x))

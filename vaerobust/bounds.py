@@ -19,10 +19,12 @@ from scipy import stats
 from torch import Tensor
 
 from vaerobust import checks
-from vaerobust.batches import slices
+from vaerobust.batches import points_within, slices
+from vaerobust.contract import check_model, encode_points, rows_at_once
 from vaerobust.criterion import Robustness, probability_of_robustness
 from vaerobust.distance import distances
 from vaerobust.jacobians import (
+    ENCODER_GRADIENT,
     POINTS,
     decoder_jacobian,
     encoder_gram,
@@ -31,6 +33,7 @@ from vaerobust.jacobians import (
     largest_eigenvalue,
 )
 from vaerobust.model import GaussianVAE
+from vaerobust.numerics import at_least_single
 from vaerobust.randomness import Seed
 from vaerobust.results import Result
 
@@ -93,7 +96,7 @@ def half_space_shift(probability: np.ndarray | float) -> np.ndarray:
     ValueError
         If a probability lies outside [0, 1].
     """
-    p = np.asarray(probability, dtype=float)
+    p = checks.numbers("probability", probability)
     if not ((p >= 0) & (p <= 1)).all():
         raise ValueError(f"probability must lie in [0, 1], but ranges over [{p.min()}, {p.max()}]")
     return np.maximum(stats.norm.ppf(p), 0.0)
@@ -160,10 +163,13 @@ def theorem_1(
     TypeError, ValueError
         If an argument has the wrong shape or range.
     """
+    checks.vectors("x", x)
+    checks.probability("confidence", confidence)
+    r = checks.per_point("r", r, len(x), x)
+    check_model(model, x, gradient=ENCODER_GRADIENT)
     d = distances(model, x, samples=samples, seed=seed)
     robustness = probability_of_robustness(d, r, confidence=confidence)
-    with torch.no_grad():
-        sigma = model.encode(x)[1]
+    sigma = encode_points(model, x)[1]
     norm = jacobian_norms(model, x).frobenius
     probabilities = (robustness.probability, robustness.low, robustness.high)
     radius, low, high = (theorem_1_quotient(sigma, norm, p) for p in probabilities)
@@ -192,10 +198,12 @@ def first_order_radii(model: GaussianVAE, x: Tensor, probability: float | np.nda
         If an argument has the wrong shape or range.
     """
     checks.vectors("x", x)
-    if np.shape(probability) not in ((), (len(x),)):
-        raise ValueError(f"probability must be one number or shape ({len(x)},), but has shape {np.shape(probability)}")
-    sigma = model.encode(x)[1]
+    probability = checks.numbers("probability", probability)
+    if probability.shape not in ((), (len(x),)):
+        raise ValueError(f"probability must be one number or shape ({len(x)},), but has shape {probability.shape}")
+    half_space_shift(probability)  # a number outside [0, 1] is an error before the model is asked
     gram = encoder_gram(model, x)
+    sigma = encode_points(model, x)[1]
     whitened = gram / (sigma[:, :, None] * sigma[:, None, :])  # S^-1 J J' S^-1
     return FirstOrderRadii(
         theorem_1_quotient(sigma, frobenius_norm(gram), probability),
@@ -226,7 +234,8 @@ def proposition_1(model: GaussianVAE, x: Tensor) -> Tensor:
         If ``x`` is not a finite float tensor of shape (n, d_x).
     """
     checks.vectors("x", x)
-    with torch.no_grad():
-        mu, sigma = model.encode(x)
-    scaled = (decoder_jacobian(model, mu[i]) * sigma[i, None] for i in slices(len(x), POINTS))  # J_g S
-    return (2 * torch.cat([jacobian.pow(2).sum((1, 2)) for jacobian in scaled])).sqrt()
+    check_model(model, x, gradient=("decode",))
+    mu, sigma = encode_points(model, x)
+    points = points_within(rows_at_once(model, x), mu.shape[1], POINTS)
+    scaled = (decoder_jacobian(model, mu[i]) * sigma[i, None] for i in slices(len(x), points))  # J_g S
+    return (2 * torch.cat([at_least_single(jacobian).pow(2).sum((1, 2)) for jacobian in scaled])).sqrt()

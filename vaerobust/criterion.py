@@ -92,6 +92,7 @@ def probability_of_robustness(distance: Tensor, r: float | Tensor, *, confidence
     """
     checks.vectors("distance", distance)
     r = checks.per_point("r", r, len(distance), distance)
+    confidence = checks.probability("confidence", confidence)
     samples = distance.shape[1]
     within = (distance <= r[:, None]).sum(1).cpu().numpy()
     low, high = clopper_pearson(within, samples, confidence)
@@ -123,10 +124,12 @@ def clopper_pearson(
         If an argument is out of range.
     """
     checks.count("trials", trials)
-    checks.probability("confidence", confidence)
-    k = np.asarray(successes)
-    if (k < 0).any() or (k > trials).any():
-        raise ValueError(f"successes must lie in 0 to trials = {trials}, but range over {k.min()} to {k.max()}")
+    confidence = checks.probability("confidence", confidence)
+    k = checks.numbers("successes", successes)
+    if not (k == np.floor(k)).all():
+        raise ValueError(f"successes must be whole numbers, but hold {k[k != np.floor(k)].flat[0]}")
+    if k.size and ((k < 0).any() or (k > trials).any()):
+        raise ValueError(f"successes must lie in 0 to trials = {trials}, but range over {k.min():g} to {k.max():g}")
     tail = (1 - confidence) / 2
     low = np.where(k == 0, 0.0, stats.beta.ppf(tail, np.maximum(k, 1), trials - k + 1))
     high = np.where(k == trials, 1.0, stats.beta.ppf(1 - tail, k + 1, np.maximum(trials - k, 1)))
@@ -158,8 +161,8 @@ def distance_quantile(distance: Tensor, level: float = 0.5, *, confidence: float
         If an argument has the wrong shape or range.
     """
     checks.vectors("distance", distance)
-    checks.probability("level", level)
-    checks.probability("confidence", confidence)
+    level = checks.probability("level", level)
+    confidence = checks.probability("confidence", confidence)
     samples = distance.shape[1]
     ordered = distance.sort(dim=1).values
     below = stats.binom(samples, level)

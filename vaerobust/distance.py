@@ -15,6 +15,7 @@ from torch import Tensor
 
 from vaerobust import checks
 from vaerobust.batches import blockwise
+from vaerobust.contract import check_model, decode_points, encode_points, require_distances, rows_at_once
 from vaerobust.model import GaussianVAE
 from vaerobust.randomness import Seed, as_generator, normal, unit_directions
 
@@ -102,19 +103,22 @@ def distances(
     Raises
     ------
     TypeError, ValueError
-        If ``x`` or ``delta`` is not a finite float tensor of the right shape, or another argument is out of range.
+        If ``x`` or ``delta`` is not a finite float tensor of the right shape, another argument is out of range, or the
+        model does not do what is assumed of it (:mod:`vaerobust.contract`), such as to decode to finite numbers.
     """
     checks.vectors("x", x)
     checks.count("samples", samples)
     checks.one_of("reference", reference, REFERENCES)
+    checks.flag("perturb_sigma", perturb_sigma)
     perturbed = x if delta is None else x + checks.vectors("delta", delta, like=x)
-    mu_x, sigma_x = model.encode(x)
-    mu, sigma = model.encode(perturbed) if delta is not None else (mu_x, sigma_x)
+    check_model(model, x)
+    mu_x, sigma_x = encode_points(model, x)
+    mu, sigma = encode_points(model, perturbed, perturbed=True) if delta is not None else (mu_x, sigma_x)
     sigma = sigma if perturb_sigma else sigma_x
     generator = as_generator(seed, x)
     eta = normal(samples, mu, generator)  # (samples, d_z)
     if reference == "mean":
-        centre = model.decode(mu_x)
+        centre = decode_points(model, mu_x, x)
 
         def block(i: slice, j: slice) -> Tensor:
             return distance(model, mu[i, None], sigma[i, None], eta[j], centre[i, None])
@@ -125,7 +129,7 @@ def distances(
             centre = decode_rows(model, mu_x[i, None] + sigma_x[i, None] * other[j])
             return distance(model, mu[i, None], sigma[i, None], eta[j], centre)
 
-    return blockwise(block, len(x), samples, x)
+    return require_distances(blockwise(block, len(x), samples, x, rows_at_once(model, x)))
 
 
 @torch.no_grad()
@@ -164,9 +168,11 @@ def distances_in_random_directions(
     """
     checks.vectors("x", x)
     checks.count("samples", samples)
+    checks.flag("perturb_sigma", perturb_sigma)
     radius = checks.per_point("radius", radius, len(x), x)
-    mu_x, sigma_x = model.encode(x)
-    centre = model.decode(mu_x)
+    check_model(model, x)
+    mu_x, sigma_x = encode_points(model, x)
+    centre = decode_points(model, mu_x, x)
     generator = as_generator(seed, x)
     eta = normal(samples, mu_x, generator)  # (samples, d_z)
     out = torch.empty(len(x), samples, dtype=x.dtype, device=x.device)
@@ -177,5 +183,5 @@ def distances_in_random_directions(
             mu, sigma = encode_rows(model, perturbed)
             return distance(model, mu, sigma if perturb_sigma else sigma_x[i, None], eta[drawn][j], centre[i, None])
 
-        out[:, drawn] = blockwise(block, len(x), len(direction), x)
-    return out
+        out[:, drawn] = blockwise(block, len(x), len(direction), x, rows_at_once(model, x))
+    return require_distances(out)

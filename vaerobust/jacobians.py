@@ -3,11 +3,15 @@
 J(x) has shape (d_z, d_x) and is the derivative of the encoder's mean; J_g(z), shape (d_x, d_z), that of the decoder's.
 J' is the transpose of J. Begin with :func:`jacobian_norms`, or with :func:`encoder_jacobian` for J itself. The norms
 come from the small matrix J J' (:func:`encoder_gram`), for which J itself need not be computed in most cases.
+
+Jacobians are computed by torch's function transforms, for all points and latents at once. Some layers do not work under
+these, among them PReLU, recurrent layers and custom autograd functions. There, one backward pass per latent does it.
 """
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -15,10 +19,14 @@ from torch import Tensor
 from torch.func import jacfwd, jacrev, vmap
 
 from vaerobust import checks
-from vaerobust.batches import slices
+from vaerobust.batches import points_within, slices
+from vaerobust.contract import check_decoder, check_model, encode_points, require_finite, rows_at_once
 from vaerobust.model import GaussianVAE, Layers, mean_layers
+from vaerobust.numerics import at_least_single, eigvalsh
 from vaerobust.results import Result
 
+ENCODER_GRADIENT = ("encode",)
+"""What :func:`vaerobust.contract.check_model` is asked for where J is computed."""
 POINTS = 512
 """Points per block where only norms of Jacobians are returned: about 32 MB for 20 latents and 784 pixels."""
 
@@ -41,7 +49,7 @@ class JacobianNorms(Result):
 
 def largest_eigenvalue(symmetric: Tensor) -> Tensor:
     """Return the largest eigenvalue of positive semidefinite matrices (..., k, k), shape (...); it is never < 0."""
-    return torch.linalg.eigvalsh(symmetric)[..., -1].clamp(min=0)
+    return eigvalsh(symmetric)[..., -1].clamp(min=0)
 
 
 def encoder_jacobian(model: GaussianVAE, x: Tensor) -> Tensor:
@@ -63,8 +71,48 @@ def encoder_jacobian(model: GaussianVAE, x: Tensor) -> Tensor:
         If ``x`` is not a finite float tensor of shape (n, d_x).
     """
     checks.vectors("x", x)
-    # reverse mode takes one pass per latent, forward mode one per pixel, and latents are fewer
-    return vmap(jacrev(lambda point: model.encode(point[None])[0][0]))(x).detach()
+    check_model(model, x, decoder=False, gradient=ENCODER_GRADIENT)
+    latents = encode_points(model, x[:1])[0].shape[1]
+    parts = slices(len(x), points_within(rows_at_once(model, x), latents, len(x)))
+    found = [_encoder_jacobian(model, x[i].detach()) for i in parts]
+    jacobian = torch.cat(found) if len(found) > 1 else found[0]
+    require_finite("model.encode must have a finite Jacobian", jacobian)
+    return jacobian
+
+
+def _encoder_jacobian(model: GaussianVAE, x: Tensor) -> Tensor:
+    """Return J at a few points."""
+    try:
+        # reverse mode takes one pass per latent, forward mode one per pixel, and latents are fewer
+        return vmap(jacrev(lambda point: model.encode(point[None])[0][0]))(x).detach()
+    except Exception:  # each layer that vmap cannot take has an error of its own
+        return _by_backward_passes(lambda given: model.encode(given)[0], x)
+
+
+def _by_backward_passes(function: Callable[[Tensor], Tensor], points: Tensor) -> Tensor:
+    """Return the Jacobian of a function of rows by one backward pass per output, shape (n, outputs, inputs).
+
+    A row's result does not depend on the other rows, so the gradient of a sum over rows holds the gradients of all.
+    """
+    given = points.detach().requires_grad_(True)
+    with torch.enable_grad():
+        value = function(given)  # (n, outputs)
+        rows = [torch.autograd.grad(value[:, i].sum(), given, retain_graph=True)[0] for i in range(value.shape[1])]
+    return torch.stack(rows, 1)
+
+
+def _by_double_backward(function: Callable[[Tensor], Tensor], points: Tensor) -> Tensor:
+    """Return the Jacobian of a function of rows by one backward pass per input, shape (n, outputs, inputs).
+
+    The backward pass maps u to J' u. That is linear in u, and its own gradient along an input is a column of J.
+    """
+    given = points.detach().requires_grad_(True)
+    with torch.enable_grad():
+        value = function(given)
+        u = torch.zeros_like(value, requires_grad=True)
+        (back,) = torch.autograd.grad(value, given, u, create_graph=True)  # (n, inputs)
+        columns = [torch.autograd.grad(back[:, i].sum(), u, retain_graph=True)[0] for i in range(back.shape[1])]
+    return torch.stack(columns, 2)
 
 
 def decoder_jacobian(model: GaussianVAE, z: Tensor) -> Tensor:
@@ -85,10 +133,29 @@ def decoder_jacobian(model: GaussianVAE, z: Tensor) -> Tensor:
         If ``z`` is not a finite float tensor of shape (n, d_z).
     """
     checks.vectors("z", z)
-    with warnings.catch_warnings():
-        # the first use of torch's forward mode warns that torch's own code is deprecated
-        warnings.simplefilter("ignore", FutureWarning)
-        return vmap(jacfwd(lambda point: model.decode(point[None])[0]))(z).detach()
+    check_decoder(model, z)
+    parts = slices(len(z), points_within(rows_at_once(model, z), z.shape[1], len(z)))
+    found = [_decoder_jacobian(model, z[i].detach()) for i in parts]
+    jacobian = torch.cat(found) if len(found) > 1 else found[0]
+    require_finite("model.decode must have a finite Jacobian", jacobian)
+    return jacobian
+
+
+def _decoder_jacobian(model: GaussianVAE, z: Tensor) -> Tensor:
+    """Return J_g at a few latent points: by forward mode, or if a layer lacks that, by one backward pass per latent.
+
+    A layer that cannot be differentiated twice leaves one backward pass per pixel.
+    """
+    try:
+        with warnings.catch_warnings():
+            # the first use of torch's forward mode warns that torch's own code is deprecated
+            warnings.simplefilter("ignore", FutureWarning)
+            return vmap(jacfwd(lambda point: model.decode(point[None])[0]))(z).detach()
+    except Exception:  # each layer that forward mode or vmap cannot take has an error of its own
+        try:
+            return _by_double_backward(model.decode, z)
+        except Exception:
+            return _by_backward_passes(model.decode, z)
 
 
 def jacobian_norms(model: GaussianVAE, x: Tensor) -> JacobianNorms:
@@ -134,17 +201,24 @@ def encoder_gram(model: GaussianVAE, x: Tensor) -> Tensor:
     Returns
     -------
     Tensor, shape (n, d_z, d_z)
+        In single precision where ``x`` has half precision.
 
     Raises
     ------
     TypeError, ValueError
-        If ``x`` is not a finite float tensor of shape (n, d_x), or ``mean_layers`` are not the encoder's layers.
+        If ``x`` is not a finite float tensor of shape (n, d_x), ``mean_layers`` are not the encoder's layers, or the
+        model does not do what is assumed of it (:mod:`vaerobust.contract`).
     """
     checks.vectors("x", x)
+    check_model(model, x, decoder=False, gradient=ENCODER_GRADIENT)
     if not hasattr(model, "mean_layers"):
-        jacobians = (encoder_jacobian(model, x[i]) for i in slices(len(x), POINTS))
-        return torch.cat([jacobian @ jacobian.mT for jacobian in jacobians])
-    return _gram_of_layers([(weight.to(x), bias.to(x)) for weight, bias in mean_layers(model, x)], x)
+        jacobians = (at_least_single(encoder_jacobian(model, x[i])) for i in slices(len(x), POINTS))
+        gram = torch.cat([jacobian @ jacobian.mT for jacobian in jacobians])
+    else:
+        layers, precise = mean_layers(model, x), at_least_single(x.detach())
+        gram = _gram_of_layers([(weight.to(precise), bias.to(precise)) for weight, bias in layers], precise)
+    require_finite("model.encode must have a Jacobian J with a finite J J'", gram)
+    return gram
 
 
 def _gram_of_layers(layers: Layers, x: Tensor) -> Tensor:

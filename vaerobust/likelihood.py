@@ -7,6 +7,7 @@ from torch import Tensor
 
 from vaerobust import checks
 from vaerobust.batches import blockwise
+from vaerobust.contract import check_model, encode_points, require_finite, rows_at_once
 from vaerobust.model import VAE
 from vaerobust.randomness import Seed, as_generator, normal
 
@@ -50,12 +51,19 @@ def log_likelihood(
     """
     checks.pixels("x", x)
     checks.count("samples", samples)
-    mu, sigma = vae.encode(x if delta is None else x + checks.vectors("delta", delta, like=x))
+    checks.flag("perturb_sigma", perturb_sigma)
+    perturbed = x if delta is None else x + checks.vectors("delta", delta, like=x)
+    if not callable(getattr(vae, "log_likelihood", None)):
+        raise TypeError(f"vae must have the method log_likelihood(x, z), but {type(vae).__name__} has none")
+    check_model(vae, x)
+    mu, sigma = encode_points(vae, perturbed, perturbed=delta is not None)
     if not perturb_sigma:
-        sigma = vae.encode(x)[1]
+        sigma = encode_points(vae, x)[1]
     eta = normal(samples, mu, as_generator(seed, x))  # (samples, d_z)
 
     def block(i: slice, j: slice) -> Tensor:
         return vae.log_likelihood(x[i, None], mu[i, None] + sigma[i, None] * eta[j])
 
-    return blockwise(block, len(x), samples, x).mean(1)
+    found = blockwise(block, len(x), samples, x, rows_at_once(vae, x))
+    require_finite("vae.log_likelihood must return finite numbers", found)
+    return found.mean(1)

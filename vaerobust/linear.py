@@ -12,6 +12,7 @@ from scipy import optimize, stats
 from torch import Tensor
 
 from vaerobust import checks
+from vaerobust.randomness import as_generator
 
 
 class LinearGaussianVAE:
@@ -37,7 +38,7 @@ class LinearGaussianVAE:
         checks.count("latents", latents)
         checks.count("pixels", pixels, least=latents)
         self.sigma = checks.positive("sigma", sigma)
-        generator = torch.Generator().manual_seed(seed)
+        generator = as_generator(seed, torch.zeros(1))
         normal = torch.randn(2, pixels, latents, generator=generator, dtype=torch.float64)
         self.weight = normal[0].T / pixels**0.5
         self.decoder = torch.linalg.qr(normal[1]).Q

@@ -14,15 +14,21 @@ import torch
 from torch import Tensor
 
 from vaerobust import checks
-from vaerobust.batches import slices
+from vaerobust.batches import points_within, slices
+from vaerobust.contract import check_model, decode_points, encode_points, require_distances, rows_at_once
 from vaerobust.distance import displacement
 from vaerobust.jacobians import POINTS, decoder_jacobian, encoder_jacobian, largest_eigenvalue
 from vaerobust.model import GaussianVAE
+from vaerobust.numerics import at_least_single, double, svd
 from vaerobust.randomness import Seed, as_generator, normal
 from vaerobust.results import Result
 
 HALVINGS = 100
 """Bisection steps for the multiplier lambda; its logarithm is then exact in double precision."""
+
+
+FURTHEST = 1e150
+"""Longest coordinate of a perturbation; its square is still a finite number."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,9 +87,11 @@ def linearised_radii(
     checks.vectors("x", x)
     checks.count("samples", samples)
     r = checks.per_point("r", r, len(x), x)
-    mu, sigma = model.encode(x)
-    eta = normal(samples, mu, as_generator(seed, x))  # (samples, d_z)
-    parts = slices(len(x), max(1, POINTS // samples))
+    generator = as_generator(seed, x)
+    check_model(model, x, gradient=("encode", "decode"))
+    mu, sigma = encode_points(model, x)
+    eta = normal(samples, mu, generator)  # (samples, d_z)
+    parts = slices(len(x), max(1, points_within(rows_at_once(model, x), mu.shape[1], POINTS) // samples))
     found = [_linearised(model, x[i], r[i], mu[i], sigma[i], eta) for i in parts]
     return LinearisedRadii(*(torch.cat(one) for one in zip(*found, strict=True)))
 
@@ -92,25 +100,29 @@ def _linearised(
     model: GaussianVAE, x: Tensor, r: Tensor, mu: Tensor, sigma: Tensor, eta: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the fields of :class:`LinearisedRadii` for a few points."""
+    centre = decode_points(model, mu, x)
     # How the noise alone moves the reconstruction, (n, samples, d_x)
-    moved = displacement(model, mu[:, None], sigma[:, None], eta, model.decode(mu)[:, None])
+    moved = displacement(model, mu[:, None], sigma[:, None], eta, centre[:, None])
+    moved = require_distances(at_least_single(moved))
     z = mu[:, None] + sigma[:, None] * eta  # (n, samples, d_z)
-    slopes = decoder_jacobian(model, z.flatten(0, 1)).unflatten(0, z.shape[:2])  # (n, samples, d_x, d_z)
+    slopes = at_least_single(decoder_jacobian(model, z.flatten(0, 1)))
+    slopes = slopes.unflatten(0, z.shape[:2])  # (n, samples, d_x, d_z)
     # From here on ``slopes`` is J_g J in the basis of the right singular vectors of J: d_z columns in place of d_x
-    left, singular, right = torch.linalg.svd(encoder_jacobian(model, x), full_matrices=False)
+    left, singular, right = svd(encoder_jacobian(model, x))
     slopes = slopes @ (left * singular[:, None])[:, None]  # (n, samples, d_x, d_z)
     gram = slopes.mT @ slopes  # (n, samples, d_z, d_z)
-    decoder_aware = ((r[:, None] - moved.norm(dim=-1)) / largest_eigenvalue(gram).sqrt()).median(dim=1).values
+    room = r[:, None] - moved.norm(dim=-1)  # (n, samples)
+    decoder_aware = torch.where(room > 0, room / largest_eigenvalue(gram).sqrt(), 0.0).median(dim=1).values
     # With delta = right' v, the expectation is E ||moved + slopes v||^2 = constant + 2 linear.v + v' E[gram] v. It is
     # computed in double precision, since _largest_ball divides by small differences.
-    constant = moved.double().pow(2).sum(-1).mean(1)
-    linear = (slopes.mT @ moved[..., None]).double()[..., 0].mean(1)
-    values, vectors = torch.linalg.eigh(gram.double().mean(1))
+    constant = double(moved).pow(2).sum(-1).mean(1)
+    linear = double(slopes.mT @ moved[..., None])[..., 0].mean(1)
+    values, vectors = torch.linalg.eigh(double(gram).mean(1))
     rotated = (vectors.mT @ linear[..., None])[..., 0]  # ``linear`` in the basis of the eigenvectors
-    radius, best = _largest_ball(r.double() ** 2 - constant, rotated, values.clamp(min=0))
-    direction = (right.mT.double() @ (vectors @ best[..., None]))[..., 0]
+    radius, best = _largest_ball(double(r) ** 2 - constant, rotated, values.clamp(min=0))
+    direction = (double(right.mT) @ (vectors @ best[..., None]))[..., 0]
     direction = direction / direction.norm(dim=1, keepdim=True).clamp(min=1e-300)
-    return decoder_aware.clamp(min=0), radius.to(x), direction.to(x)
+    return decoder_aware.to(x), radius.to(x), direction.to(x)
 
 
 def _largest_ball(room: Tensor, linear: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
@@ -136,8 +148,8 @@ def _largest_ball(room: Tensor, linear: Tensor, values: Tensor) -> tuple[Tensor,
     """
     top = values[:, -1:]
     # If b is orthogonal to the top eigenvector (the "hard case" of trust regions), ||v|| stays bounded for all lambda.
-    # So b gets a tiny component along that eigenvector.
-    scale = linear.norm(dim=1, keepdim=True) + top * 1e-3 + 1e-300
+    # So b gets a tiny component along that eigenvector. The last term keeps a decoder that does not move from 0 / 0.
+    scale = linear.norm(dim=1, keepdim=True) + top * 1e-3 + 1e-200
     last = torch.where(linear[:, -1:].abs() < 1e-9 * scale, 1e-9 * scale, linear[:, -1:])
     linear = torch.cat([linear[:, :-1], last], 1)
     low, high = torch.full_like(top, -60.0), torch.full_like(top, 60.0)  # of log((lambda - top) / scale)
@@ -147,4 +159,5 @@ def _largest_ball(room: Tensor, linear: Tensor, values: Tensor) -> tuple[Tensor,
         over = (2 * linear * v + values * v**2).sum(1, keepdim=True) > room[:, None]
         low, high = torch.where(over, middle, low), torch.where(over, high, middle)
     v = linear / (top + high.exp() * scale - values)  # at ``high`` the maximum is within the room
+    v = v.nan_to_num(nan=0.0, posinf=FURTHEST, neginf=-FURTHEST)  # where the room is so large that no lambda reaches it
     return torch.where(room > 0, v.norm(dim=1), 0.0), v

@@ -21,11 +21,13 @@ from torch import Tensor
 
 from vaerobust import checks
 from vaerobust.attacks import AttackSettings, maximum_damage
+from vaerobust.contract import check_model, encode_points
 from vaerobust.criterion import Robustness, probability_of_robustness
 from vaerobust.distance import REFERENCES, distances
 from vaerobust.jacobians import encoder_jacobian
 from vaerobust.linearised import LinearisedRadii, linearised_radii
 from vaerobust.model import GaussianVAE
+from vaerobust.numerics import at_least_single, svd
 from vaerobust.randomness import Seed, as_number
 from vaerobust.results import Result
 
@@ -79,13 +81,14 @@ class MarginSearch:
     warm_start: bool = False
 
     def __post_init__(self) -> None:
-        checks.positive("limit", self.limit)
-        checks.probability("tolerance", self.tolerance)
-        checks.count("judging_samples", self.judging_samples)
+        checks.positive("MarginSearch.limit", self.limit)
+        checks.probability("MarginSearch.tolerance", self.tolerance)
+        checks.count("MarginSearch.judging_samples", self.judging_samples)
         if self.final_samples is not None:
-            checks.count("final_samples", self.final_samples)
-        checks.probability("confidence", self.confidence)
-        checks.one_of("reference", self.reference, REFERENCES)
+            checks.count("MarginSearch.final_samples", self.final_samples)
+        checks.probability("MarginSearch.confidence", self.confidence)
+        checks.one_of("MarginSearch.reference", self.reference, REFERENCES)
+        checks.flag("MarginSearch.warm_start", self.warm_start)
 
     @property
     def deciding_samples(self) -> int:
@@ -181,9 +184,16 @@ def strongest_attack(
         If an argument has the wrong shape or range.
     """
     number = as_number(seed, checks.vectors("x", x))
+    r = checks.per_point("r", r, len(x), x)
+    checks.instance("attack", attack, AttackSettings)
+    checks.instance("search", search, MarginSearch)
+    check_model(model, x, gradient=("encode", "decode"))
     if linearised is None:
         linearised = linearised_radii(model, x, r, seed=number)
-    starts, guess = worst_directions(model, x, linearised), GUESS * linearised.second_moment
+    checks.instance("linearised", linearised, LinearisedRadii)
+    starts = worst_directions(model, x, linearised)
+    # a model that does not move to first order has no such margin, and the search begins at its limit
+    guess = (GUESS * at_least_single(linearised.second_moment)).clamp(max=search.limit)
     return attack_margin(model, x, r, attack=attack, search=search, guess=guess, starts=starts, seed=number)
 
 
@@ -193,10 +203,10 @@ def worst_directions(model: GaussianVAE, x: Tensor, linearised: LinearisedRadii)
     They are the linearised model's worst direction, its opposite, and the direction along which the encoder's whitened
     mean, mu / sigma(x), moves furthest to first order.
     """
-    with torch.no_grad():
-        sigma = model.encode(x)[1]
-    whitened = encoder_jacobian(model, x) / sigma[:, :, None]  # S^-1 J, (n, d_z, d_x)
-    top = torch.linalg.svd(whitened, full_matrices=False).Vh[:, 0]
+    checks.vectors("linearised.direction", linearised.direction, like=x)
+    jacobian = encoder_jacobian(model, x)
+    whitened = jacobian / encode_points(model, x)[1][:, :, None]  # S^-1 J, (n, d_z, d_x)
+    top = svd(whitened)[2][:, 0].to(x)
     return torch.stack([linearised.direction, -linearised.direction, top])
 
 
@@ -243,12 +253,17 @@ def attack_margin(
     """
     checks.vectors("x", x)
     r = checks.per_point("r", r, len(x), x)
-    search = search or MarginSearch()
-    finest = 4 * torch.finfo(x.dtype).eps  # a narrower bracket holds only a few floating point numbers
+    search = MarginSearch() if search is None else checks.instance("search", search, MarginSearch)
+    attack = AttackSettings(restarts=2) if attack is None else checks.instance("attack", attack, AttackSettings)
+    radii = at_least_single(x[:, 0])  # the type of all radii
+    finest = 4 * torch.finfo(radii.dtype).eps  # a narrower bracket holds only a few floating point numbers
     if search.tolerance < finest:
-        raise ValueError(f"search.tolerance must be at least {finest:.1g} for {x.dtype}, but is {search.tolerance}")
-    guess = None if guess is None else checks.per_point("guess", guess, len(x), x)
-    trial = _Trial(model, x, r, attack or AttackSettings(restarts=2), search, starts, as_number(seed, x))
+        raise ValueError(f"search.tolerance must be at least {finest:.1g} for {radii.dtype}, but is {search.tolerance}")
+    guess = None if guess is None else checks.per_point("guess", guess, len(x), radii)
+    if starts is not None:
+        checks.stack("starts", starts, x)
+    trial = _Trial(model, x, r, attack, search, starts, as_number(seed, x))
+    check_model(model, x, gradient=("encode", "decode"))
     state = trial.begin(guess)
     while len(rows := state.searching):
         state = trial.step(state, rows)
@@ -288,7 +303,7 @@ class _Trial(NamedTuple):
         delta = torch.zeros_like(self.x)
         unperturbed = self.judge(every, delta, 1, self.search.judging_samples)
         robust = torch.as_tensor(unperturbed.probability > 0.5, device=self.x.device)
-        high = self.search.limit * robust.to(self.x.dtype)
+        high = self.search.limit * robust.to(at_least_single(self.x).dtype)
         low = LEAST * high
         radius = high if guess is None else torch.maximum(torch.minimum(guess, high), low)
         # Without a guess the first radius is the limit, and an infinite stride makes every later step a bisection
@@ -367,5 +382,5 @@ class _Trial(NamedTuple):
         # Where all attacks of the search failed, the final test of the last one may still reject r-robustness
         broken = broken | torch.as_tensor(confirmed, device=self.x.device)
         # a perturbation may be shorter than the radius that it was allowed, above all in a box
-        radius = torch.where(robust & broken, torch.linalg.vector_norm(delta, dim=1), high)
+        radius = torch.where(robust & broken, torch.linalg.vector_norm(at_least_single(delta), dim=1), high)
         return AttackMargin(radius, delta, judged, confirmed, robust & ~broken, self.search.limit)

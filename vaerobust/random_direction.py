@@ -21,7 +21,8 @@ from scipy import stats
 from torch import Tensor
 
 from vaerobust import checks
-from vaerobust.batches import ROWS, slices
+from vaerobust.batches import slices
+from vaerobust.contract import check_model, decode_points, encode_points, require_distances, rows_at_once
 from vaerobust.distance import distance
 from vaerobust.model import GaussianVAE
 from vaerobust.randomness import DIRECTIONS, Seed, as_number, normal, unit_directions
@@ -70,11 +71,12 @@ class RandomSearch:
     confidence: float = 0.95
 
     def __post_init__(self) -> None:
-        checks.positive("limit", self.limit)
-        checks.positive("tolerance", self.tolerance)
-        checks.count("samples", self.samples)
-        checks.count("grid", self.grid, least=2)
-        checks.probability("confidence", self.confidence)
+        checks.positive("RandomSearch.limit", self.limit)
+        checks.positive("RandomSearch.tolerance", self.tolerance)
+        checks.count("RandomSearch.samples", self.samples)
+        checks.count("RandomSearch.grid", self.grid, least=2)
+        checks.probability("RandomSearch.confidence", self.confidence)
+        checks.flag("RandomSearch.perturb_sigma", self.perturb_sigma)
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,10 +138,11 @@ def random_direction_radius(
     TypeError, ValueError
         If an argument has the wrong shape or range.
     """
-    search = search or RandomSearch()
+    search = RandomSearch() if search is None else checks.instance("search", search, RandomSearch)
     checks.vectors("x", x)
     r = checks.per_point("r", r, len(x), x)
     number = as_number(seed, x)
+    check_model(model, x)
     tail = (1 - search.confidence) / 2
     # Each radius is the largest at which enough samples are within r. For the estimate, half of them are enough; a
     # share of exactly 1/2 counts as robust in the printed algorithm. For the ends of the interval, these numbers are
@@ -163,8 +166,9 @@ class _Draws:
 
     def __init__(self, model: GaussianVAE, x: Tensor, r: Tensor, search: RandomSearch, seed: int) -> None:
         self.model, self.x, self.r, self.search, self.seed = model, x, r, search, seed
-        mu, self.sigma = model.encode(x)
-        self.centre = model.decode(mu)
+        mu, self.sigma = encode_points(model, x)
+        self.centre = decode_points(model, mu, x)
+        self.rows = rows_at_once(model, x)
         self.computed = torch.zeros(len(x), dtype=torch.int64, device=x.device)
         # Keep all directions if they fit in memory; otherwise draw them anew whenever they are needed
         self.kept = list(self._noise()) if search.samples <= DIRECTIONS else None
@@ -199,12 +203,12 @@ class _Draws:
             if not wanted[:, j.start :].any():
                 break  # scouts are the first samples, so the rest need not be drawn
             pairs = wanted[:, j].nonzero()
-            for part in slices(len(pairs), ROWS):
+            for part in slices(len(pairs), self.rows):
                 row, draw = pairs[part].unbind(1)
                 i = rows[row]
                 mu, sigma = self.model.encode(self.x[i] + radius[row, None] * direction[draw])
                 sigma = sigma if self.search.perturb_sigma else self.sigma[i]
-                d = distance(self.model, mu, sigma, eta[draw], self.centre[i])
+                d = require_distances(distance(self.model, mu, sigma, eta[draw], self.centre[i]))
                 out[row, draw + j.start] = d <= self.r[i]
         return out
 

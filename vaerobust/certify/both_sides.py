@@ -19,6 +19,8 @@ from vaerobust import checks
 from vaerobust.bounds import first_order_radii
 from vaerobust.certify.certificates import certify
 from vaerobust.certify.failures import Failures, failures
+from vaerobust.certify.network import encoder_mean
+from vaerobust.contract import check_model
 from vaerobust.criterion import distance_quantile
 from vaerobust.distance import distances
 from vaerobust.linearised import linearised_radii
@@ -138,7 +140,12 @@ def both_sides(
     """
     checks.vectors("x", x)
     checks.probability("confidence", confidence)
+    checks.probability("level", level)
+    checks.positive("fixed_r", fixed_r, zero=True)
+    checks.count("samples", samples)
     number = as_number(seed, x)
+    check_model(model, x, gradient=("encode", "decode"))
+    encoder_mean(model, x)  # an encoder that cannot be certified is an error before any sample is drawn
     own_r = distance_quantile(distances(model, x, samples=4000, seed=number + 1), level).value  # (n,)
     r_values = [own_r, torch.full_like(own_r, fixed_r)]
     found = failures(model, x, r_values, samples=samples, seed=number + 2)

@@ -28,6 +28,7 @@ from vaerobust.certify.encoder_shift import lipschitz_bound, shift_metric
 from vaerobust.certify.failures import BANDS, Failures, confidence_limits, failures
 from vaerobust.certify.network import MEMORY, Network, compare_within, encoder_mean
 from vaerobust.certify.safe_shift import half_space_length, safe_shift
+from vaerobust.contract import check_model, encode_points
 from vaerobust.distance import distances
 from vaerobust.jacobians import largest_eigenvalue
 from vaerobust.model import GaussianVAE, Layers
@@ -104,9 +105,9 @@ def certified_margin(
     Parameters
     ----------
     model : GaussianVAE
-        Its encoder's mean must be made of operations that can be bounded: affine ones such as convolutions, BatchNorm in
-        evaluation mode and sums, and elementwise activations; see :mod:`vaerobust.certify.tracing`. They are found by
-        running the model, unless its method ``mean_layers`` returns the layers of a plain ReLU network.
+        Its encoder's mean must be made of operations that can be bounded: affine ones such as convolutions, BatchNorm
+        in evaluation mode and sums, and elementwise activations; see :mod:`vaerobust.certify.tracing`. They are found
+        by running the model, unless its method ``mean_layers`` returns the layers of a plain ReLU network.
     x : Tensor, shape (n, d_x)
     r : float or Tensor, shape (n,)
         Largest distance that counts as robust, >= 0, in input units; chosen with other samples.
@@ -133,7 +134,11 @@ def certified_margin(
         If an argument has the wrong shape or range, or the layers are not those of the encoder.
     """
     checks.vectors("x", x)
+    r = checks.per_point("r", r, len(x), x)
+    checks.probability("confidence", confidence)
+    checks.count("refine", refine, least=0)
     encoder_mean(model, x)  # an encoder that cannot be certified is an error before any sample is drawn
+    check_model(model, x)
     (found,) = failures(model, x, [r], samples=samples, seed=seed)
     return certify(model, x, found, confidence=confidence, refine=refine, memory=memory)
 
@@ -168,8 +173,13 @@ def certify(
     TypeError, ValueError
         As :func:`certified_margin`.
     """
+    checks.vectors("x", x)
     checks.probability("confidence", confidence)
-    encoder = _Encoder(encoder_mean(model, x, memory=memory), model.encode(x)[1], x)
+    checks.count("refine", refine, least=0)
+    if len(checks.instance("found", found, Failures).number) != len(x):
+        raise ValueError(f"found must be of the {len(x)} points of x, but is of {len(found.number)}")
+    check_model(model, x, decoder=False)
+    encoder = _Encoder(encoder_mean(model, x, memory=memory), encode_points(model, x)[1], x)
     # lem-shift at radius 0: W_0 = S^-1 J J' S^-1, and V = W_0 / lambda_max(W_0) orders the directions into bands
     still = shift_metric(*encoder, 0.0)  # (n, d_z, d_z)
     scaled = still / largest_eigenvalue(still).clamp(min=1e-300)[:, None, None]
@@ -189,8 +199,9 @@ def certify(
 
     # thm-certified: the largest R whose metric W keeps every shift safe
     most = torch.full_like(limits.mass, LARGEST)
-    radius = _largest_radius(encoder, by_bands, still, most, (*ROUGH, *[refine] * REFINED))
-    half_space = _largest_radius(encoder, by_half_space, still, radius, (*ROUGH, refine))
+    rough = ROUGH if isinstance(encoder.layers, list) else ()  # one W of a traced network takes a second or more
+    radius = _largest_radius(encoder, by_bands, still, most, (*rough, *[refine] * REFINED))
+    half_space = _largest_radius(encoder, by_half_space, still, radius, (*rough, refine))
     compare_within(encoder.layers, model, x, torch.maximum(radius, half_space))
     return Certificate(
         _rounded_down(torch.maximum(radius, half_space), x),
@@ -326,7 +337,10 @@ def certified_r(
     checks.vectors("x", x)
     checks.count("samples", samples)
     checks.probability("confidence", confidence)
-    encoder = _Encoder(encoder_mean(model, x), model.encode(x)[1], x)
+    checks.count("refine", refine, least=0)
+    radii = [float(checks.per_point("radii", one, 1, x, exact=True)) for one in checks.sequence("radii", radii)]
+    check_model(model, x)
+    encoder = _Encoder(encoder_mean(model, x), encode_points(model, x)[1], x)
     stream = as_number(as_generator(seed, x), x)  # one number, so that all blocks of points meet the same noise
     ranks = torch.as_tensor(_ranks(encoder, radii, samples, confidence, refine), device=x.device)  # (radii, n)
     found = []
@@ -351,7 +365,7 @@ def _ranks(
         if not len(known):
             break
         sigma, x = encoder.sigma[known], encoder.x[known]
-        radius = checks.per_point("radii", radii[k], len(known), x.double())
+        radius = checks.per_point("radii", radii[k], len(known), x, exact=True)
         # lem-shift: the whitened mean moves by R L(R) at most
         shift = radius * lipschitz_bound(encoder.layers, sigma, x, radius, refine=refine)
         # The number of samples below the Phi(R L(R))-quantile is binomial

@@ -22,6 +22,7 @@ from torch import Tensor
 from vaerobust import checks
 from vaerobust.attacks import AttackSettings, maximum_damage
 from vaerobust.certify.certificates import certified_r
+from vaerobust.contract import check_model
 from vaerobust.criterion import distance_quantile
 from vaerobust.distance import distances
 from vaerobust.linearised import linearised_radii
@@ -118,7 +119,10 @@ def curves(
     """
     checks.vectors("x", x)
     checks.count("judging_samples", judging_samples)
+    checks.instance("attack", attack, AttackSettings)
+    radii = [float(checks.per_point("radii", one, 1, x, exact=True)) for one in checks.sequence("radii", radii)]
     number = as_number(seed, x)
+    check_model(model, x, gradient=("encode", "decode"))
     certified = certified_r(
         model, x, radii, samples=samples, seed=as_generator(number + 1, x), confidence=confidence
     )  # fmt: skip

@@ -207,13 +207,38 @@ def shift_metric(
     checks.vectors("x", x)
     checks.vectors("scale", scale)
     checks.count("refine", refine, least=0)
-    radius = checks.per_point("radius", radius, len(x), x.double())
+    if len(scale) != len(x):
+        raise ValueError(f"scale must have one row for each of the {len(x)} points of x, but has {len(scale)}")
+    if not hasattr(layers, "relax"):
+        _require_layers(layers, scale, x)
+    radius = checks.per_point("radius", radius, len(x), x, exact=True)
     metrics = []
     for i in slices(len(x), POINTS if isinstance(layers, list) else 1):
         at = (scale[i].double(), x[i].double(), radius[i])
         relaxation: Relaxed = _relax(layers, *at) if isinstance(layers, list) else layers.relax(*at)
         metrics.append(_tightened(relaxation, refine).metric)
     return torch.cat(metrics)
+
+
+def _require_layers(layers: Layers, scale: Tensor, x: Tensor) -> None:
+    """Refuse layers that are no list of pairs, or do not lead from inputs to latents.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If they are not what they must be.
+    """
+    pairs = [pair if isinstance(pair, tuple | list) else () for pair in checks.sequence("layers", layers)]
+    if not pairs or not all(len(pair) == 2 and all(isinstance(one, Tensor) for one in pair) for pair in pairs):
+        raise TypeError("layers must be a list of pairs of tensors, weight and bias, but hold something else")
+    widths = [x.shape[1], *(len(weight) for weight, _ in pairs)]
+    fit = all(weight.shape == (out, into) for (weight, _), into, out in zip(pairs, widths, widths[1:], strict=False))
+    if not fit or widths[-1] != scale.shape[1]:
+        shapes = [tuple(weight.shape) for weight, _ in pairs]
+        raise ValueError(
+            f"layers must lead from {x.shape[1]} pixels to {scale.shape[1]} latents, the columns of x and of scale, "
+            f"but their weights have the shapes {shapes}"
+        )
 
 
 def lipschitz_bound(

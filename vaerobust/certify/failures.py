@@ -23,11 +23,13 @@ from scipy import stats
 from torch import Tensor
 
 from vaerobust import checks
-from vaerobust.batches import ROWS, slices
+from vaerobust.batches import slices
 from vaerobust.certify.safe_shift import normal_density
+from vaerobust.contract import check_model, decode_points, encode_points, require_distances, rows_at_once
 from vaerobust.distance import distance
 from vaerobust.jacobians import largest_eigenvalue
 from vaerobust.model import GaussianVAE
+from vaerobust.numerics import at_least_single, double
 from vaerobust.randomness import Seed, as_generator, normal
 from vaerobust.results import Result
 
@@ -42,6 +44,8 @@ together."""
 FIRST_SHARE = 0.1
 """c'_k / c_k of lem-moments. First moments get smaller weights: their squares are about ten times smaller than second
 moments."""
+DRAWS = 2048
+"""Draws of eta that are held at a time. Which numbers are drawn depends on it."""
 GAMMAS = (0.03, 0.1, 0.3, 1.0, 3.0)
 """Values of gamma in lem-moments that are tried."""
 
@@ -127,25 +131,45 @@ def failures(
     """
     checks.vectors("x", x)
     checks.count("samples", samples)
-    r = torch.stack([checks.per_point("r", one, len(x), x) for one in r_values], 1)  # (n, values)
+    values = [checks.per_point("r_values", one, len(x), x) for one in checks.sequence("r_values", r_values)]
+    if not values:
+        raise ValueError("r_values must hold at least one value of r, but holds none")
     generator = as_generator(seed, x)
-    mu, sigma = model.encode(x)  # each (n, d_z)
-    centre = model.decode(mu)  # (n, d_x)
+    check_model(model, x)
+    mu, sigma = encode_points(model, x)  # each (n, d_z)
+    centre = decode_points(model, mu, x)  # (n, d_x)
+    r = torch.stack(values, 1)  # (n, values)
     width = mu.shape[1]
-    # One matrix product makes all three sums: of 1, of eta and of eta eta'
-    total = torch.zeros(len(x), r.shape[1], 1 + width + width**2, dtype=torch.float64, device=x.device)
-    for draws in slices(samples, ROWS // 8):
+    total = double(torch.zeros_like(r)).new_zeros(*r.shape, 1 + width + width**2)
+    rows = rows_at_once(model, x)
+    for draws in slices(samples, DRAWS):
         eta = normal(draws.stop - draws.start, mu, generator)  # (draws, d_z)
-        powers = torch.cat([torch.ones_like(eta[:, :1]), eta, (eta[:, :, None] * eta[:, None]).flatten(1)], 1)
-        for i in slices(len(x), max(1, ROWS // len(eta))):
-            d = distance(model, mu[i, None], sigma[i, None], eta, centre[i, None])  # (points, draws)
-            fails = d[:, None] > r[i, :, None]  # (points, values, draws)
-            total[i] += (fails.to(x.dtype) @ powers).double()
+        for j in slices(len(eta), rows):
+            powers = _powers(at_least_single(eta[j]))
+            for i in slices(len(x), max(1, rows // len(eta[j]))):
+                d = require_distances(distance(model, mu[i, None], sigma[i, None], eta[j], centre[i, None]))
+                fails = d[:, None] > r[i, :, None]  # (points, values, draws)
+                total[i] += _sums(fails, powers).to(total.device)
     count, first, second = total.split([1, width, width**2], dim=2)
     return [
         Failures(count[:, k, 0], first[:, k] / samples, second[:, k].unflatten(1, (width, width)) / samples, samples)
-        for k in range(r.shape[1])
+        for k in range(len(values))
     ]
+
+
+def _powers(eta: Tensor) -> Tensor:
+    """Return 1, eta and eta eta' side by side, shape (draws, 1 + d_z + d_z^2)."""
+    return torch.cat([torch.ones_like(eta[:, :1]), eta, (eta[:, :, None] * eta[:, None]).flatten(1)], 1)
+
+
+def _sums(fails: Tensor, powers: Tensor) -> Tensor:
+    """Return the sums over the draws that fail of 1, eta and eta eta', in double precision.
+
+    One matrix product makes all of them. The number is counted apart, since some devices round the terms of a product.
+    """
+    sums = double(fails.to(powers.dtype) @ powers)
+    sums[..., 0] = double(fails.sum(-1))
+    return sums
 
 
 def confidence_limits(found: Failures, metric: Tensor, alpha: float) -> Limits:

@@ -41,18 +41,20 @@ from torch import Tensor
 
 from vaerobust.batches import slices
 from vaerobust.certify.chord_slopes import relu
-from vaerobust.certify.encoder_shift import TINY, spectral_norm
-from vaerobust.certify.relaxation import Relaxation
+from vaerobust.certify.encoder_shift import spectral_norm
+from vaerobust.certify.relaxation import Relaxation, first_multipliers, joined
 from vaerobust.certify.tracing import Affine, Elementwise, Trace, trace
 from vaerobust.jacobians import largest_eigenvalue
 from vaerobust.model import GaussianVAE, Layers, mean_layers
 
 MEMORY = 2**30
 """Default memory budget of the bound in bytes, 1 GB."""
-KEPT = 1200
+KEPT = 2500
 """At most so many units are kept over all activations. The time grows with the cube of their number."""
-SHARE = 0.02
+SHARE = 0.005
 """Units are lumped as long as their errors together move the mean by at most this share of what delta does."""
+REACH_FACTORS = (2.0, 1.0, 0.4)
+"""Common factors of the multipliers that bound the reach of hidden units; the first sound one is used."""
 WIDEST = 2**24
 """A trace of matrix products becomes a list of layers if no weight has more elements than this."""
 CLOSE = 1e-3
@@ -71,6 +73,17 @@ class _Unit(NamedTuple):
     reach: Tensor  # q, with |h| <= q ||delta||_2
     spread: Tensor  # s, the part of q that comes from lumped units
     kept: Tensor  # (kept,), indices of the kept units
+
+    @property
+    def growth(self) -> Tensor:
+        """(1 + g)^{1/2} of the kept units, with g = s / (q - s): both parts of h are then weighed alike."""
+        reach, own = self.reach[self.kept], (self.reach - self.spread)[self.kept]
+        return torch.where(own > 0, reach / own.clamp(min=1e-300), 1.0).sqrt()
+
+    @property
+    def square(self) -> Tensor:
+        """t^2 = e (1 + 1 / g) s^2 of the kept units."""
+        return (self.error * self.spread * self.reach)[self.kept]
 
 
 class _Columns:
@@ -259,16 +272,16 @@ class Network:
         values = self.values(x)
         walk = _Walk(self, float(radius), self._effects(scale, values))
         for step in self.activations:
-            walk.visit(step, values[step.inputs[0]].flatten())
+            walk.visit(step, values[step.inputs[0]])
         return walk.relaxation(self.gradients(scale, walk.slopes))
 
     def _effects(self, scale: Tensor, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the norm of F's column for each unit and each input, by the Jacobian at x; it ranks the units."""
         slopes = {}
         for step in self.activations:
-            a = values[step.inputs[0]].flatten()
+            a = values[step.inputs[0]]
             low, high = step.activation.chord_slopes(a, torch.zeros_like(a))
-            slopes[step.name] = (low + high) / 2
+            slopes[step.name] = ((low + high) / 2).flatten()
         return {name: block.norm(dim=0) for name, block in self.gradients(scale, slopes).items()}
 
 
@@ -280,7 +293,8 @@ class _Walk:
         self.units: dict[str, _Unit] = {}
         self.slopes: dict[str, Tensor] = {}  # m
         self.norms: dict[str, Tensor] = {"x": torch.ones(()).to(effects["x"])}  # n, with ||z||_2 <= n ||delta||_2
-        self.rows: dict[str, dict[str, Tensor]] = {}  # the blocks of A by activation and source, (kept, columns)
+        self.free: list[Tensor] = []  # the rows of A by activation, over delta: (kept, d_x)
+        self.paths: list[list[Tensor]] = []  # and over the kept units of earlier activations: (kept, earlier kept)
         self.columns: list[_Columns] = []
         self.lumps: dict[str, Tensor] = {}  # e q of the lumped units, (1, units)
         self.live: dict[str, Tensor] = {}  # s, along the steps
@@ -292,17 +306,20 @@ class _Walk:
         """Bound the chord slopes of one activation's units, and choose which of them to keep."""
         spread = self._spread(step)  # s
         reach = self._reach(step) + spread  # q
-        low, high = step.activation.chord_slopes(a, self.radius * reach)
+        ends = step.activation.chord_slopes(a, self.radius * reach.reshape(a.shape))
+        low, high = (end.flatten() for end in ends)
         middle, error = (low + high) / 2, (high - low) / 2
         kept = self._chosen(step, error * reach)
-        self.slopes[step.name] = middle
-        unit = self.units[step.name] = _Unit(middle, error, reach, spread, kept)
+        unit = _Unit(middle, error, reach, spread, kept)
         lump = error * reach
         lump[kept] = 0.0
-        self.lumps[step.name] = lump[None]
         root = error.sqrt()[kept]
-        self.rows[step.name] = rows = self._rows(step, kept, root)
-        self.norms[step.name] = self._norm(unit, rows)
+        free, *paths = self._rows(step, kept, root)
+        self.norms[step.name] = self._norm(unit, [free, *paths])
+        grown = unit.growth[:, None]
+        self.free.append(grown * free)
+        self.paths.append([grown * block for block in paths])
+        self.slopes[step.name], self.units[step.name], self.lumps[step.name] = middle, unit, lump[None]
         self._start(step.name, kept, root, root * reach[kept])
 
     def _spread(self, step: Elementwise) -> Tensor:
@@ -314,17 +331,48 @@ class _Walk:
         return torch.zeros(network.width(step.inputs[0])).to(self.effects["x"]) if found is None else found.flatten()
 
     def _reach(self, step: Elementwise) -> Tensor:
-        """Return the part of q that comes from delta and from kept units: a sum over the sources of c_i's columns."""
+        """Return the part of q that comes from delta and from kept units."""
         squares: dict[str, Tensor] = {}
         sums: dict[str, Tensor] = {}
+        kept: list[Tensor] = []
         for columns, block in self._at(step):
             squares[columns.source] = squares.get(columns.source, 0) + block.square().sum(0)
             sums[columns.source] = sums.get(columns.source, 0) + columns.each @ block.abs()
+            if self.free and self._fits(step):
+                kept.append(block)
         reach = squares.pop("x").sqrt()
         for source, square in squares.items():
             # |sum_k c_k z_k| is at most ||c||_2 ||z||_2, and at most sum_k |c_k| |z_k|
             reach = reach + torch.minimum(square.sqrt() * self.norms[source], sums[source])
-        return reach
+        return torch.minimum(reach, self._reach_by_lemma(torch.cat(kept))) if kept else reach
+
+    def _fits(self, step: Elementwise) -> bool:
+        """Return whether all columns at an activation's input fit into a quarter of the memory budget."""
+        count = sum(len(columns.units) for columns in self.columns)
+        return count * self.network.width(step.inputs[0]) * 8 <= self.network.memory / 4
+
+    def _reach_by_lemma(self, columns: Tensor) -> Tensor:
+        """Return the part of q from delta and kept units by the lemma itself, with c_i for F and one unit at a time."""
+        rows, paths = joined(self.paths, self.free)
+        if not len(rows):
+            return columns.norm(dim=0)
+        inputs = rows.shape[1]
+        delta, change = columns[:inputs], columns[inputs:]  # C' over delta and over kept units, (., units)
+        cross = rows @ delta
+        spread = torch.cat([unit.square for unit in self.units.values()])
+        blocks = {"gram": rows @ rows.T, "paths": paths, "spread": spread}
+        others = dict.fromkeys(("cross", "outer", "change", "lumped", "lumps", "bound"), rows.new_zeros(0))
+        hidden = Relaxation(**{name: block[None] for name, block in (blocks | others).items()}, start=[])
+        size = delta.square().sum(0).max().sqrt()
+        start = first_multipliers(cross.norm(dim=1), change.norm(dim=1), rows.norm(dim=1), size)
+        for factor in REACH_FACTORS:
+            kept = (factor * start)[None]
+            root, failed = hidden.factorised(kept)
+            half = torch.linalg.solve_triangular(root, hidden.coupled(kept, cross[None], change[None]), upper=False)[0]
+            bracket = delta.square().sum(0) + (change.square() / kept.mT).sum(0) + half.square().sum(0)
+            if not failed.any() and torch.isfinite(bracket).all():
+                return ((1 + (kept[0] * spread).sum()) * bracket).sqrt()
+        return torch.full_like(cross[0], torch.inf)
 
     def _at(self, step: Elementwise) -> Iterator[tuple[_Columns, Tensor]]:
         """Yield all columns at an activation's input; they are held in memory if half of the budget suffices."""
@@ -337,32 +385,33 @@ class _Walk:
         """Return the units to keep: those whose errors move the mean most."""
         network = self.network
         left = network.most_kept - sum(len(unit.kept) for unit in self.units.values())
-        most = left // (len(network.activations) - len(self.units))
+        ahead = sum(network.width(other.name) for other in network.activations[len(self.units) :])
+        most = left * network.width(step.name) // ahead
         score, order = (errors * self.effects[step.name]).sort(descending=True)
         rest = score.flip(0).cumsum(0).flip(0)  # what is lumped if this unit is the first that is not kept
         allowed = SHARE / len(network.activations) * self.effects["x"].norm()
         count = min(most, int((rest > allowed).sum()))
         return order[:count]
 
-    def _rows(self, step: Elementwise, kept: Tensor, root: Tensor) -> dict[str, Tensor]:
-        """Return the rows e^{1/2} a of the kept units, by the source of their columns."""
-        blocks: dict[str, list[Tensor]] = {}
+    def _rows(self, step: Elementwise, kept: Tensor, root: Tensor) -> list[Tensor]:
+        """Return the rows e^{1/2} a of the kept units: over delta, then over the kept units of each activation."""
+        blocks: dict[str, list[Tensor]] = {source: [root.new_zeros(len(kept), 0)] for source in self.norms}
         for columns, block in self._at(step):
-            blocks.setdefault(columns.source, []).append(block[:, kept].T * root[:, None])
-        return {source: torch.cat(parts, 1) for source, parts in blocks.items()}
+            blocks[columns.source].append(block[:, kept].T * root[:, None])
+        return [torch.cat(parts, 1) for parts in blocks.values()]
 
-    def _norm(self, unit: _Unit, rows: Mapping[str, Tensor]) -> Tensor:
+    def _norm(self, unit: _Unit, rows: list[Tensor]) -> Tensor:
         """Return n: the smaller of two bounds of ||z||_2 / ||delta||_2 over the kept units."""
-        _, error, reach, spread, kept = unit
-        by_rows = self._norm_bound(rows) + (error * spread.square())[kept].sum().sqrt()
-        return torch.minimum(by_rows, (error * reach.square())[kept].sum().sqrt())
+        error, reach, spread = (part[unit.kept] for part in (unit.error, unit.reach, unit.spread))
+        by_rows = self._norm_bound(rows) + (error * spread.square()).sum().sqrt()
+        return torch.minimum(by_rows, (error * reach.square()).sum().sqrt())
 
-    def _norm_bound(self, blocks: Mapping[str, Tensor]) -> Tensor:
-        """Bound ||M v||_2 / ||delta||_2 by the spectral norms of the blocks of M, named by their sources."""
+    def _norm_bound(self, blocks: list[Tensor]) -> Tensor:
+        """Bound ||M v||_2 / ||delta||_2 by the spectral norms of the blocks of M: over delta, then over kept units."""
         bound = torch.zeros_like(self.norms["x"])
-        for source, block in blocks.items():
+        for norm, block in zip(self.norms.values(), blocks, strict=True):
             if block.numel():
-                bound = bound + spectral_norm(block) * self.norms[source]
+                bound = bound + spectral_norm(block) * norm
         return bound
 
     def _start(self, source: str, units: Tensor, size: Tensor, each: Tensor) -> None:
@@ -374,39 +423,18 @@ class _Walk:
         """Join the blocks to the matrices of the lemma."""
         self.columns.clear()
         delta = gradients["x"]  # F over delta, (d_z, d_x)
-        change = {name: gradients[name][:, u.kept] * u.error[u.kept].sqrt() for name, u in self.units.items()}
-        grown = {name: self._growth(u) for name, u in self.units.items()}  # (1 + g)^{1/2}, of each row of A
-        free = torch.cat([delta[:0], *(grown[name][:, None] * self.rows[name]["x"] for name in self.units)])
-        paths = torch.zeros(len(free), len(free)).to(free)
-        first = self._offsets()
-        for name, blocks in self.rows.items():
-            for source, block in blocks.items():
-                if source != "x":
-                    at, to = first[name], first[source]
-                    paths[at : at + len(block), to : to + block.shape[1]] = grown[name][:, None] * block
-        spread = [(u.error * u.spread * u.reach)[u.kept] for u in self.units.values()]  # t^2 = e (1 + 1 / g) s^2
+        change = [gradients[name][:, u.kept] * u.error[u.kept].sqrt() for name, u in self.units.items()]
+        free, paths = joined(self.paths, self.free) if self.free else (delta[:0], delta[:0, :0])
         lumped, lumps = self._lumped(gradients)
-        bound = self._norm_bound({"x": delta, **change}) + (lumps * largest_eigenvalue(lumped)).sqrt()
-        kept = torch.cat([delta[:, :0], *change.values()], 1)  # F over z, (d_z, kept)
-        # The multiplier that would be best for a unit by itself, were its error aligned with everything else
-        size = torch.cat([free, paths], 1).norm(dim=1)
-        start = (kept.norm(dim=0) / (bound * size.clamp(min=TINY)).clamp(min=TINY)).clamp(min=TINY)
-        spread_ = torch.cat([delta.new_zeros(0), *spread])
-        parts = (free @ free.T, free @ delta.T, delta @ delta.T, paths, kept, spread_, lumped)
-        return Relaxation(*(part[None] for part in parts), lumps.reshape(1, 1), bound.reshape(1, 1), [start[None]])
-
-    def _growth(self, unit: _Unit) -> Tensor:
-        """Return (1 + g)^{1/2} of the kept units, with g = s / (q - s): both parts of h are then weighed alike."""
-        reach, own = unit.reach[unit.kept], (unit.reach - unit.spread)[unit.kept]
-        return torch.where(own > 0, reach / own.clamp(min=1e-300), 1.0).sqrt()
-
-    def _offsets(self) -> dict[str, int]:
-        """Return the index of each activation's first kept unit."""
-        first, at = {}, 0
-        for name, unit in self.units.items():
-            first[name] = at
-            at += len(unit.kept)
-        return first
+        bound = self._norm_bound([delta, *change]) + (lumps * largest_eigenvalue(lumped)).sqrt()
+        kept = torch.cat([delta[:, :0], *change], 1)  # F over z, (d_z, kept)
+        spread = torch.cat([delta.new_zeros(0), *(unit.square for unit in self.units.values())])
+        cross, outer = free @ delta.T, delta @ delta.T
+        size = largest_eigenvalue(outer).sqrt()
+        start = first_multipliers(cross.norm(dim=1), kept.norm(dim=0), free.norm(dim=1), size)
+        parts = {"gram": free @ free.T, "cross": cross, "outer": outer, "paths": paths, "change": kept}
+        parts |= {"spread": spread, "lumped": lumped, "lumps": lumps[None], "bound": bound[None]}
+        return Relaxation(**{name: part[None] for name, part in parts.items()}, start=[start[None]])
 
     def _lumped(self, gradients: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Return H and c of the lumped units; see :class:`vaerobust.certify.relaxation.Relaxation`."""
@@ -424,8 +452,8 @@ class _Walk:
 def encoder_mean(model: GaussianVAE, x: Tensor, *, memory: float = MEMORY) -> Layers | Network:
     """Return an encoder's mean in a form that :func:`vaerobust.certify.encoder_shift.shift_metric` can bound.
 
-    A model's own ``mean_layers`` are used where it has them. Otherwise its operations are recorded; a plain ReLU network
-    found in this way becomes a list of layers too. Either is compared with ``encode`` at every point.
+    A model's own ``mean_layers`` are used where it has them. Otherwise its operations are recorded; a plain ReLU
+    network found in this way becomes a list of layers too. Either is compared with ``encode`` at every point.
 
     Parameters
     ----------
@@ -527,9 +555,8 @@ def _as_layer(network: Network, source: str, target: str, start: int, end: int) 
         return None
     values = {source: network.shaped(source, torch.zeros(1, width, dtype=torch.double))}
     for step in network.steps[start:end]:
-        values[step.name] = step.linear(*(values[name] for name in step.inputs)) + step.constant
+        if isinstance(step, Affine):
+            values[step.name] = step.linear(*(values[name] for name in step.inputs)) + step.constant
     one = {source: network.shaped(source, torch.eye(width, dtype=torch.double))}
     weight = network.run(one, start, end, width, {}).get(target, one[source])
     return weight.reshape(width, -1).T.contiguous(), values[target].flatten()
-
-

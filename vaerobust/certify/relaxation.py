@@ -12,10 +12,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vaerobust.jacobians import largest_eigenvalue
-
 SMALLEST = 1e-12
-"""Smallest number that one is divided by."""
+"""Smallest multiplier, and smallest number that one is divided by."""
+START = 0.4
+"""The first multipliers relative to the ratio that would be best, which leaves out how errors meet each other."""
+LEAST_PART = 0.05
+"""The worst perturbation is assumed to have at least this part of its length along the row of each unit."""
 
 
 class Solution(NamedTuple):
@@ -42,8 +44,9 @@ class Relaxation(NamedTuple):
         A F' over the columns of delta.
     outer : Tensor, shape (1, d_z, d_z)
         F F' over the columns of delta.
-    paths : Tensor, shape (1, kept, kept)
-        A over the columns of the kept units.
+    paths : Tensor, shape (1, kept - first, kept - last)
+        A over the columns of the kept units, without its rows for the ``first`` units of the first activation and its
+        columns for the ``last`` units of the last one, which are all 0.
     change : Tensor, shape (1, d_z, kept)
         F over the columns of the kept units.
     spread : Tensor, shape (1, kept)
@@ -71,28 +74,44 @@ class Relaxation(NamedTuple):
     start: list[Tensor]
 
     def fallback(self) -> Tensor:
-        """Return a metric that needs no multipliers: shape (1, d_z, d_z)."""
-        return self.bound[:, :, None] ** 2 * torch.eye(self.change.shape[1]).to(self.outer)
+        """Return a metric that needs no multipliers, shape (1, d_z, d_z).
+
+        It is a little larger than it must be, so that a metric that tells directions apart wins a tie.
+        """
+        return 1.01 * self.bound[:, :, None] ** 2 * torch.eye(self.change.shape[1]).to(self.outer)
 
     def single(self) -> Relaxation:
         """Return the same in single precision."""
-        return Relaxation(*(part.float() for part in self[:-1]), [])  # type: ignore[misc, arg-type]
+        floats = {name: part.float() for name, part in self._asdict().items() if name != "start"}
+        return Relaxation(**floats, start=[])
 
     def solve(self, multipliers: list[Tensor]) -> Solution:
         """Compute W of the lemma for the multipliers of the kept units; those of the lumped units follow."""
         (kept,) = multipliers
         inverse = 1 / kept
-        weighted = self.paths * inverse[:, None, :]  # A Lambda^-1
-        matrix = torch.diag_embed(inverse) - self.gram - weighted @ self.paths.mT  # M
-        right = self.cross + weighted @ self.change.mT  # A D^-1 F'
-        root, failed = torch.linalg.cholesky_ex(matrix)
-        half = torch.linalg.solve_triangular(root, right, upper=False)
+        root, failed = self.factorised(kept)
+        half = torch.linalg.solve_triangular(root, self.coupled(kept, self.cross, self.change.mT), upper=False)
         bracket = self.outer + (self.change * inverse[:, None, :]) @ self.change.mT + half.mT @ half
         factor = 1 + (kept * self.spread).sum(1)[:, None, None]
         bracket, factor = self._with_lumped(bracket, factor)
         metric = factor * bracket
         sound = (failed == 0) & torch.isfinite(metric).all((1, 2))
         return Solution(metric, sound, root, half, factor)
+
+    def factorised(self, kept: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the Cholesky factor of M for some multipliers, and a number that is 0 where there is one."""
+        inverse = 1 / kept
+        matrix = torch.diag_embed(inverse) - self.gram
+        first, width = kept.shape[1] - self.paths.shape[1], self.paths.shape[2]
+        matrix[:, first:, first:] -= (self.paths * inverse[:, None, :width]) @ self.paths.mT
+        return torch.linalg.cholesky_ex(matrix)
+
+    def coupled(self, kept: Tensor, cross: Tensor, change: Tensor) -> Tensor:
+        """Return A D^-1 C' of some rows C, from A C' over delta and C' over the kept units; each (1, kept, rows)."""
+        first, width = kept.shape[1] - self.paths.shape[1], self.paths.shape[2]
+        right = cross.clone()
+        right[:, first:] += self.paths @ (change[:, :width] / kept[:, :width, None])
+        return right
 
     def _with_lumped(self, bracket: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
         """Add what lumped units contribute, with tau chosen for the traces of the two parts of the bracket."""
@@ -112,7 +131,55 @@ class Relaxation(NamedTuple):
         """
         (kept,) = multipliers
         w = torch.linalg.solve_triangular(solution.root.mT, solution.half @ top, upper=True)  # (1, kept, 1)
-        own = self.change.mT @ top + self.paths.mT @ w
+        own = self.change.mT @ top
+        own[:, : self.paths.shape[2]] += self.paths.mT @ w[:, kept.shape[1] - self.paths.shape[1] :]
         bracket = (top.mT @ solution.metric @ top / solution.factor)[:, :, 0]
         slope = ((w.square() - own.square()) / kept[:, :, None].square())[:, :, 0]
         return [solution.factor[:, :, 0] * slope + self.spread * bracket]
+
+
+def joined(blocks: list[list[Tensor]], free: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Join the rows of A, activation by activation.
+
+    Parameters
+    ----------
+    blocks : list of list of Tensor
+        For each activation its rows over the units of each earlier one, (kept, earlier kept).
+    free : list of Tensor
+        For each activation its rows over delta, (kept, d_x).
+
+    Returns
+    -------
+    free, paths : Tensor
+        Of shape (kept, d_x), and as in :class:`Relaxation` but without the first dimension.
+    """
+    rows = torch.cat(free)
+    counts = [len(part) for part in free]
+    first, last = counts[0], counts[-1]
+    paths = rows.new_zeros(len(rows) - first, len(rows) - last)
+    at = 0
+    for count, parts in zip(counts[1:], blocks[1:], strict=True):
+        row = torch.cat(parts, 1)
+        paths[at : at + count, : row.shape[1]] = row
+        at += count
+    return rows, paths
+
+
+def first_multipliers(cross: Tensor, change: Tensor, size: Tensor, top: Tensor) -> Tensor:
+    """Return multipliers to start from, close to the best ones: shape (kept,).
+
+    Where W is least in the direction a, z_i^2 = (A y)_i^2 for y = G^-1 F' a, so lambda_i is the ratio of
+    |F' a|_i to |A y|_i. To first order y = F' a over delta.
+
+    Parameters
+    ----------
+    cross : Tensor, shape (kept,)
+        Norm of each row of A F' over delta.
+    change : Tensor, shape (kept,)
+        Norm of each column of F.
+    size : Tensor, shape (kept,)
+        Norm of each row of A over delta.
+    top : Tensor, shape ()
+        The spectral norm of F over delta, or an estimate.
+    """
+    return (START * change / torch.maximum(cross, LEAST_PART * top * size).clamp(min=SMALLEST)).clamp(min=SMALLEST)

@@ -115,7 +115,7 @@ def trace(model: GaussianVAE, x: Tensor) -> Trace:
     model : GaussianVAE
         Any model whose ``encode`` is made of supported operations; see the module.
     x : Tensor, shape (n, d_x)
-        Its first row is what the model is run on.
+        The model is run on copies of its first row with a little noise.
 
     Returns
     -------
@@ -128,7 +128,9 @@ def trace(model: GaussianVAE, x: Tensor) -> Trace:
     """
     _refuse_training_mode(model)
     entered: list[tuple[int, str]] = []  # number of operations recorded so far, and the layer that was entered then
-    point = x[:1].detach().expand(ROWS, -1).clone()
+    # The rows differ from x and from each other, so a constant that was computed from them cannot pass for one
+    nudge = torch.randn(ROWS, x.shape[1], generator=torch.Generator().manual_seed(0))
+    point = x[:1].detach() + 0.1 * nudge.to(x)
     mean = model.mean_network() if hasattr(model, "mean_network") else lambda rows: model.encode(rows)[0]
     with torch.no_grad(), _record_layers(model, entered):
         try:
@@ -180,7 +182,11 @@ def _record_layers(model: GaussianVAE, entered: list[tuple[int, str]]) -> Iterat
         entered.append((len(mode.tracer.graph.nodes) if mode else 0, stack[-1]))
 
     def enter(title: str) -> Callable[..., None]:
-        return lambda *_: (stack.append(title), note())[1]
+        def hook(*_: Any) -> None:
+            stack.append(title)
+            note()
+
+        return hook
 
     def leave(*_: Any) -> None:
         stack.pop()
@@ -262,7 +268,7 @@ class _Reader:
                 f"model.encode cannot be certified: {layer} uses {name} in a form that is not supported ({error})"
             ) from error
 
-    def _part(self, node: fx.Node, layer: str, whole: Any, index: int) -> Any:
+    def _part(self, node: fx.Node, layer: str, whole: Any, index: Any) -> Any:
         """Read one of the values that an operation returned."""
         if not (isinstance(whole, tuple) and len(whole) == 2 and whole[0] in _PARTS):
             return operator.getitem(whole, index)  # constants
@@ -335,7 +341,7 @@ def _increasing(data: _Data, linear: Callable[..., Tensor]) -> _Rule:
 
 
 def _same(shape: tuple[int, ...], x: _Data, *args: Any, **kwargs: Any) -> _Rule:
-    """Copies, and conversions to another floating point type, whose rounding is no part of the lemma."""
+    """Copy, or convert to another floating point type, which rounds, as all arithmetic does."""
     if any(not kind.is_floating_point for kind in (*args, *kwargs.values()) if isinstance(kind, torch.dtype)):
         raise _Refused("converts to a type that holds no fractions")
     return _increasing(x, lambda v: v)
@@ -416,6 +422,13 @@ def _joined(shape: tuple[int, ...], parts: list[Any], dim: int = 0) -> _Rule:
     linear = lambda *values: fill(len(values[0]), values, others=False)
     constant = fill(1, (), others=True) if len(data) < len(parts) else 0.0
     return _Rule(data, linear, linear, constant)
+
+
+def _stacked(shape: tuple[int, ...], parts: list[Any], dim: int = 0) -> _Rule:
+    if not all(isinstance(part, _Data) for part in parts) or dim % len(shape) == 0:
+        raise _Refused("stacks rows or constants")
+    linear = lambda *values: torch.stack(values, dim)
+    return _Rule(tuple(parts), linear, linear)
 
 
 def _pad(shape: tuple[int, ...], x: _Data, pad: list[int], value: float = 0.0) -> _Rule:
@@ -519,7 +532,9 @@ def _product(shape: tuple[int, ...], x: Any, weight: Any) -> _Rule:
     return _Rule((x,), lambda v: v @ weight, lambda v: v @ weight.abs())
 
 
-def _product_plus(shape: tuple[int, ...], bias: Any, x: Any, weight: Any, beta: float = 1.0, alpha: float = 1.0) -> _Rule:  # fmt: skip
+def _product_plus(
+    shape: tuple[int, ...], bias: Any, x: Any, weight: Any, beta: float = 1.0, alpha: float = 1.0
+) -> _Rule:
     _only_constants(bias, weight)
     rule = _product(shape, x, alpha * weight)
     return rule._replace(constant=beta * _of_one_row(bias, shape))
@@ -541,7 +556,9 @@ def _convolution(shape: tuple[int, ...], x: Any, weight: Any, bias: Any, *rest: 
     return _Rule((x,), lambda v: run(v, weight), lambda v: run(v, weight.abs()), constant)
 
 
-def _batch_norm(shape: tuple[int, ...], index: int, x: Any, weight: Any, bias: Any, mean: Any, variance: Any, *rest: Any) -> _Rule:  # fmt: skip
+def _batch_norm(
+    shape: tuple[int, ...], index: int, x: Any, weight: Any, bias: Any, mean: Any, variance: Any, *rest: Any
+) -> _Rule:
     """Normalise each channel with stored statistics, as in evaluation mode."""
     if index or mean is None or variance is None or any(one is True for one in rest[:1]):
         raise _Refused("normalises by statistics of the batch; call model.eval() first")
@@ -562,23 +579,44 @@ def _unbind(shape: tuple[int, ...], index: int, x: _Data, dim: int = 0) -> _Rule
     return _increasing(x, lambda v: v.unbind(dim)[index])
 
 
+_IMAGES = (
+    "avg_pool2d",
+    "avg_pool3d",
+    "_adaptive_avg_pool2d",
+    "_adaptive_avg_pool3d",
+    "upsample_nearest2d",
+    "upsample_bilinear2d",
+    "pixel_shuffle",
+    "pixel_unshuffle",
+    "reflection_pad1d",
+    "reflection_pad2d",
+    "replication_pad1d",
+    "replication_pad2d",
+)
+
+_NORMS = (
+    "native_batch_norm",
+    "_native_batch_norm_legit",
+    "_native_batch_norm_legit_functional",
+    "_native_batch_norm_legit_no_training",
+    "cudnn_batch_norm",
+    "miopen_batch_norm",
+)
+
 _AFFINE: dict[str, Callable[..., _Rule]] = {
     **dict.fromkeys(("clone", "alias", "detach", "contiguous", "lift_fresh_copy", "_to_copy"), _same),
     **dict.fromkeys(("view", "_unsafe_view", "reshape", "squeeze", "unsqueeze"), _reshape),
-    **{name: _of_images(name) for name in ("avg_pool2d", "avg_pool3d", "_adaptive_avg_pool2d", "_adaptive_avg_pool3d")},
-    **{name: _of_images(name) for name in ("upsample_nearest2d", "upsample_bilinear2d", "pixel_shuffle", "pixel_unshuffle")},
-    **{name: _of_images(name) for name in ("reflection_pad1d", "reflection_pad2d", "replication_pad1d", "replication_pad2d")},
+    **{name: _of_images(name) for name in _IMAGES},
     "add": _sum_of, "sub": _difference, "rsub": _reversed_difference, "mul": _scaled, "div": _divided, "neg": _negated,
     "mm": _product, "addmm": _product_plus, "linear": _linear, "convolution": _convolution,
     "permute": _permute, "transpose": _transpose, "slice": _slice, "select": _select, "index": _index,
-    "index_select": _index_select, "expand": _expand, "flip": _flip, "cat": _joined, "constant_pad_nd": _pad,
-    "mean": _mean, "sum": _sum,
+    "index_select": _index_select, "expand": _expand, "flip": _flip, "cat": _joined, "stack": _stacked,
+    "constant_pad_nd": _pad, "mean": _mean, "sum": _sum,
 }  # fmt: skip
 
 _PARTS: dict[str, Callable[..., _Rule]] = {
     "split": _split, "split_with_sizes": _split, "unbind": _unbind,
-    **dict.fromkeys(("native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_functional"), _batch_norm),
-    **dict.fromkeys(("_native_batch_norm_legit_no_training", "cudnn_batch_norm", "miopen_batch_norm"), _batch_norm),
+    **dict.fromkeys(_NORMS, _batch_norm),
 }  # fmt: skip
 
 # Values that have the data's shape but do not depend on it
@@ -592,6 +630,7 @@ _ACTIVATIONS: dict[str, Callable[..., Activation]] = {
     "relu": chord_slopes.relu,
     "leaky_relu": chord_slopes.leaky_relu,
     "elu": chord_slopes.elu,
+    "celu": lambda alpha=1.0: chord_slopes.elu(alpha, 1.0, 1 / alpha),
     "softplus": lambda beta=1.0, threshold=20.0: chord_slopes.softplus(beta),
     "sigmoid": lambda: chord_slopes.smooth(chord_slopes.SIGMOID),
     "tanh": lambda: chord_slopes.smooth(chord_slopes.TANH),

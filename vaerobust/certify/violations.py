@@ -19,6 +19,7 @@ from torch import Tensor
 
 from vaerobust import checks
 from vaerobust.attacks import AttackSettings, maximum_damage, project
+from vaerobust.contract import check_model, encode_points
 from vaerobust.distance import distances
 from vaerobust.jacobians import encoder_jacobian
 from vaerobust.model import GaussianVAE
@@ -58,10 +59,10 @@ class ViolationSearch:
     judging_samples: int = 10_000
 
     def __post_init__(self) -> None:
-        checks.count("directions", self.directions)
-        checks.count("attacks", self.attacks, least=0)
-        checks.count("screening_samples", self.screening_samples)
-        checks.count("judging_samples", self.judging_samples)
+        checks.count("ViolationSearch.directions", self.directions)
+        checks.count("ViolationSearch.attacks", self.attacks, least=0)
+        checks.count("ViolationSearch.screening_samples", self.screening_samples)
+        checks.count("ViolationSearch.judging_samples", self.judging_samples)
 
 
 SEARCH = ViolationSearch()
@@ -149,11 +150,13 @@ def violations(
         If an argument has the wrong shape or range.
     """
     checks.vectors("x", x)
-    radius = checks.per_point("radius", radius, len(x), x.double())
+    radius = checks.per_point("radius", radius, len(x), x, exact=True)
     r = checks.per_point("r", r, len(x), x)
     checks.probability("confidence", confidence)
-    for given in () if further is None else further:
-        checks.vectors("further", given, like=x)
+    checks.instance("search", search, ViolationSearch)
+    if further is not None:
+        checks.stack("further", further, x)
+    check_model(model, x, gradient=("encode", "decode"))
     draws = _drawn(model, x, search, seed)
     tried, suspects = 0, []
     claimed = torch.nonzero(radius)[:, 0]
@@ -177,14 +180,14 @@ def _drawn(model: GaussianVAE, x: Tensor, search: ViolationSearch, seed: Seed) -
     generator = as_generator(seed, x)
     half = search.directions // 2
     uniform = normal(search.directions - half, x, generator)
-    latent = normal(half, model.encode(x[:1])[0], generator)
+    latent = normal(half, encode_points(model, x[:1])[0], generator)
     screening, judging, *attacks = (as_number(generator, x) for _ in range(2 + search.attacks))
     return _Draws(uniform, latent, attacks, screening, judging)
 
 
 def _on_spheres(model: GaussianVAE, x: Tensor, radius: Tensor, draws: _Draws, further: Tensor | None) -> Tensor:
     """Return k perturbations of each point whose norm is the point's radius, shape (k, n, d_x)."""
-    whitened = encoder_jacobian(model, x) / model.encode(x)[1][:, :, None]  # S^-1 J, (n, d_z, d_x)
+    whitened = encoder_jacobian(model, x) / encode_points(model, x)[1][:, :, None]  # S^-1 J, (n, d_z, d_x)
     found = [
         draws.uniform[:, None].expand(-1, len(x), -1),
         torch.einsum("ki,nij->knj", draws.latent, whitened),  # J' S^-1 nu
@@ -192,9 +195,10 @@ def _on_spheres(model: GaussianVAE, x: Tensor, radius: Tensor, draws: _Draws, fu
     ]
     if further is not None:
         found.append(further)
-    delta = torch.cat(found).double()  # (k, n, d_x)
+    delta = torch.cat(found).to(radius.dtype)  # (k, n, d_x)
     # First make them slightly too long; the projection then shortens them to the radius
-    delta = delta / delta.norm(dim=-1, keepdim=True).clamp(min=1e-300) * (1 + 1e-6) * radius[:, None]
+    tiny = torch.finfo(delta.dtype).tiny
+    delta = delta / delta.norm(dim=-1, keepdim=True).clamp(min=tiny) * (1 + 1e-6) * radius[:, None]
     return project(delta.to(x), radius)
 
 
