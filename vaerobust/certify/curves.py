@@ -120,7 +120,7 @@ def curves(
     checks.vectors("x", x)
     checks.count("judging_samples", judging_samples)
     checks.instance("attack", attack, AttackSettings)
-    radii = [float(checks.per_point("radii", one, 1, x, exact=True)) for one in checks.sequence("radii", radii)]
+    radii = _norms(radii, x)
     number = as_number(seed, x)
     check_model(model, x, gradient=("encode", "decode"))
     certified = certified_r(
@@ -164,10 +164,11 @@ def broken_r(
     """
     checks.vectors("x", x)
     checks.count("judging_samples", judging_samples)
+    checks.instance("attack", attack, AttackSettings)
     checks.probability("confidence", confidence)
-    for radius in radii:
-        checks.positive("radii", radius, zero=True)
+    radii = _norms(radii, x)
     number = as_number(seed, x)
+    check_model(model, x, gradient=("encode", "decode"))
     r = distance_quantile(distances(model, x, samples=1000, seed=number + 2), LEVEL).value  # (n,)
     worst = worst_directions(model, x, linearised_radii(model, x, r, seed=number + 3))  # (starts, n, d_x)
     # With the stated confidence at least this many samples lie below the median of D(x, delta). So the sample of this
@@ -182,3 +183,8 @@ def broken_r(
             ordered = distances(model, x, delta, samples=judging_samples, seed=number + 5).sort(dim=1).values
             broken[i] = ordered[:, rank - 1]
     return broken
+
+
+def _norms(radii: Sequence[float], x: Tensor) -> list[float]:
+    """Return norms as numbers after a check."""
+    return [float(checks.per_point("radii", one, 1, x, exact=True)) for one in checks.sequence("radii", radii)]
