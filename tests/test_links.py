@@ -19,6 +19,7 @@ INTERNAL = {
     "vaerobust.checks",
     "vaerobust.commands",
     "vaerobust.measuring.command",
+    "vaerobust.numerics",
     "vaerobust.study.benchmarks",
     "vaerobust.study.equal_error",
     "vaerobust.study.growth",
