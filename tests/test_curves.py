@@ -8,7 +8,7 @@ import torch
 from conftest import ALARM, graded_model, square_model, uniform
 from scipy import optimize
 
-from vaerobust.certify.curves import curves
+from vaerobust.certify.curves import broken_r, curves
 from vaerobust.linear import LinearGaussianVAE
 from vaerobust.zoo.data import read_sample
 from vaerobust.zoo.weights import pretrained
@@ -51,6 +51,13 @@ def test_too_few_judging_samples_give_the_lower_end_0():
     """Two samples have no lower limit of the median at confidence 0.999 but 0."""
     found = curves(square_model(), uniform(1, 4), [0.05], samples=1000, judging_samples=2)
     assert found.broken.tolist() == [[0.0]]
+
+
+def test_the_broken_end_alone_is_that_of_the_curves():
+    model, x, radii = square_model(), uniform(2, 4), [0.0, 0.05, 0.1]
+    both = curves(model, x, radii, samples=100, judging_samples=200, seed=3)
+    assert torch.equal(broken_r(model, x, radii, judging_samples=200, seed=3), both.broken)
+    assert broken_r(model, x, []).shape == (0, 2)
 
 
 def test_curves_become_a_table_with_one_row_per_radius_and_point():

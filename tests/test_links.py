@@ -18,6 +18,8 @@ INTERNAL = {
     "vaerobust.batches",
     "vaerobust.checks",
     "vaerobust.commands",
+    "vaerobust.measuring.command",
+    "vaerobust.numerics",
     "vaerobust.study.benchmarks",
     "vaerobust.study.equal_error",
     "vaerobust.study.growth",

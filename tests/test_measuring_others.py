@@ -9,6 +9,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 import usual_models
+from pythae import models
+from pythae.models.nn.benchmarks.mnist import Decoder_Conv_AE_MNIST, Encoder_Conv_VAE_MNIST
 from torch import Tensor, nn
 from usual_models import held_out
 
@@ -37,7 +39,7 @@ def order_holds(table) -> bool:
 
 @pytest.mark.parametrize("style", STYLES)
 def test_modules_in_well_known_styles_are_measured(style, tmp_path):
-    found = vaerobust.measure(STYLES[style](), held_out(2), samples=2000, progress=False)
+    found = vaerobust.measure(STYLES[style](), held_out(1), samples=1000, progress=False)
     assert found.missing == {}
     assert order_holds(found.table)
     assert (found.table["certified"] > 0).all()
@@ -56,7 +58,7 @@ def test_distributions_give_the_numbers_of_the_pair_that_they_are_made_of():
 def test_max_pooling_has_no_certificate_and_all_else():
     module = usual_models.convolutional(pooling=True)
     model = vaerobust.wrap(module, shape=SHAPE, scale="log_variance", logits=True)
-    found = vaerobust.measure(model, held_out(2), samples=1000, progress=False)
+    found = vaerobust.measure(model, held_out(1), samples=500, progress=False)
     assert "pool" in found.missing["certified"]
     assert "features.3" in found.missing["certified"]
     assert found.table["certified"].isna().all()
@@ -71,9 +73,8 @@ def test_an_unwrapped_module_on_images_asks_for_what_is_ambiguous():
         vaerobust.wrap(model, shape=SHAPE, scale="log_variance", logits=True)
 
 
-def pythae_model(kind: str) -> nn.Module:
-    """Return a VAE of pythae, trained by its own loss on few images."""
-    models = pytest.importorskip("pythae.models")
+def pythae_model(kind: str, images: int = 600) -> nn.Module:
+    """Return a VAE of pythae, trained for one epoch by its own loss on few images."""
     logging.getLogger("pythae").setLevel(logging.ERROR)
     config = models.VAEConfig(input_dim=SHAPE, latent_dim=4, reconstruction_loss="bce")
     with torch.random.fork_rng(devices=[]):
@@ -81,12 +82,9 @@ def pythae_model(kind: str) -> nn.Module:
         if kind == "perceptron":
             model = models.VAE(config)
         else:
-            from pythae.models.nn.benchmarks.mnist import Decoder_Conv_AE_MNIST, Encoder_Conv_VAE_MNIST
-
             model = models.VAE(config, encoder=Encoder_Conv_VAE_MNIST(config), decoder=Decoder_Conv_AE_MNIST(config))
         optimiser = torch.optim.Adam(model.parameters(), 1e-3)
-        images = usual_models.sample()[: 600 if kind == "perceptron" else 120].unflatten(1, SHAPE)
-        for batch in images.split(60):
+        for batch in usual_models.sample()[:images].unflatten(1, SHAPE).split(60):
             optimiser.zero_grad()
             model({"data": batch}).loss.backward()
             optimiser.step()
@@ -95,7 +93,7 @@ def pythae_model(kind: str) -> nn.Module:
 
 def test_a_perceptron_of_pythae_is_measured_as_it_is():
     model = pythae_model("perceptron")
-    found = vaerobust.measure(model, held_out(2), samples=2000, progress=False)
+    found = vaerobust.measure(model, held_out(1), samples=1000, progress=False)
     assert found.missing == {}
     assert order_holds(found.table)
     x = held_out(2)
@@ -107,17 +105,17 @@ def test_a_perceptron_of_pythae_is_measured_as_it_is():
 
 def test_a_convolutional_model_of_pythae_is_wrapped_and_keeps_its_memory():
     """Its activations take a hundred times the memory of the images, so many rows pass in parts."""
-    model = vaerobust.wrap(pythae_model("convolutional"), shape=SHAPE)
+    model = vaerobust.wrap(pythae_model("convolutional", images=60), shape=SHAPE)
     x = held_out(2).flatten(1)
     sizes = []
     model.module.decoder.layers[0].register_forward_hook(lambda layer, given, out: sizes.append(len(given[0])))
     mu, sigma = model.encode(x)
     with torch.no_grad():
-        z = mu[:1] + sigma[:1] * torch.randn(1500, 4, generator=torch.Generator().manual_seed(0))
+        z = mu[:1] + sigma[:1] * torch.randn(700, 4, generator=torch.Generator().manual_seed(0))
         out = model.decode(z)
-    assert out.shape == (1500, 784)
+    assert out.shape == (700, 784)
     assert max(sizes) * 784 <= 2**19
-    assert sum(sizes) == 1500
+    assert sum(sizes) == 700
 
 
 def test_the_three_lines_of_diffusers_style():

@@ -133,31 +133,65 @@ def test_every_module_but_those_of_the_page_can_be_imported(clean):
     run(clean, "python", "-c", f"import importlib\nfor name in {core}: importlib.import_module(name)")
 
 
-def test_the_readmes_own_vae_lines_give_the_same_numbers_at_each_run(clean):
-    first, second = PYTHON_BLOCKS
-    assert "load_images" in first
+def test_the_readmes_three_lines_give_the_same_numbers_at_each_run(clean):
+    first, _, _ = PYTHON_BLOCKS
+    assert "vaerobust.measure(" in first
     printed = run(clean, "python", "-c", first)
-    assert re.search(r"\d\.\d{2}", printed)
+    results = {name: (clean / "out" / name).read_bytes() for name in ("results.csv", "results.json", "report.html")}
+    assert "theorem_1" in results["results.csv"].decode()
+    shutil.rmtree(clean / "out")
     assert run(clean, "python", "-c", first) == printed
+    assert {name: (clean / "out" / name).read_bytes() for name in results} == results
 
 
-def test_the_readmes_adapter_fits_a_model_that_returns_the_log_variance(clean):
-    _, adapter = PYTHON_BLOCKS
-    model = """
-class Usual(torch.nn.Module):
+def test_the_readmes_single_functions_give_the_same_numbers_at_each_run(clean):
+    _, _, single = PYTHON_BLOCKS
+    assert "certified_margin" in single
+    printed = run(clean, "python", "-c", single)
+    assert re.search(r"\d\.\d{2}", printed)
+    assert run(clean, "python", "-c", single) == printed
+
+
+def test_the_readmes_wraps_fit_the_modules_that_they_are_for(clean):
+    """Each line of the block is run with a module of its own, as the comment above it describes."""
+    _, wraps, _ = PYTHON_BLOCKS
+    cases = re.findall(r"^# .*\n(model = (?:.*\n)+?)(?=^#|\Z)", wraps, re.MULTILINE)
+    modules = """
+import torch, vaerobust
+from torch import nn
+from torch.distributions import Bernoulli, Normal
+
+class Pair(nn.Module):
+    shape = (1, 28, 28)
     def __init__(self):
         super().__init__()
-        self.mean, self.log_variance, self.back = (torch.nn.Linear(*s) for s in ((6, 2), (6, 2), (2, 6)))
+        size = self.shape[0] * self.shape[1] * self.shape[2]
+        self.encoder = nn.Sequential(nn.Flatten(), nn.Linear(size, 4))
+        self.decoder = nn.Sequential(nn.Linear(2, size), nn.Unflatten(1, self.shape))
     def encode(self, x):
-        return self.mean(x), self.log_variance(x)
+        return self.encoder(x).chunk(2, dim=1)
     def decode(self, z):
-        return self.back(z)
+        return 5 * self.decoder(z)
+
+class Distributions(Pair):
+    def encode(self, x):
+        mu, log_variance = super().encode(x)
+        return Normal(mu, torch.exp(log_variance / 2))
+    def decode(self, z):
+        return Bernoulli(logits=super().decode(z))
+
+class Parts(Pair):
+    shape = (3, 64, 64)
+    encode = decode = None
+
 torch.manual_seed(0)
-my_model, x = Usual(), torch.rand(3, 6)
 """
-    use = "import vaerobust\nprint(vaerobust.minimum_r(vae, x).value.isfinite().all())"
-    where = adapter.index("vae = ")
-    assert run(clean, "python", "-c", adapter[:where] + model + adapter[where:] + use).endswith("tensor(True)\n")
+    assert len(cases) == 3
+    for case, name in zip(cases, ("Pair", "Distributions", "Parts"), strict=True):
+        use = f"my_module = {name}().eval()\n{case}size = torch.Size(model.shape).numel()\n"
+        use += "mu, sigma = model.encode(torch.rand(3, size))\nassert (sigma > 0).all()\n"
+        use += "assert model.decode(mu).shape == (3, size)\n"
+        run(clean, "python", "-c", modules + use)
 
 
 def test_data_files_types_and_version_are_inside(clean):
@@ -182,7 +216,7 @@ for folder in ("", "zoo/pretrained", "zoo/samples", "study/stored"):
 def test_the_command_tells_what_it_can_do(clean):
     said = run(clean, "vaerobust", "--help")
     assert "Usage: vaerobust" in said
-    assert all(name in said for name in ("data", "train", "study"))
+    assert all(name in said for name in ("measure", "data", "train", "study"))
 
 
 def test_the_tests_of_the_lower_ends_exist():

@@ -6,22 +6,32 @@ and that of x, without noise. Otherwise delta breaks r-robustness. The margin of
 r-robust to every perturbation of norm up to R. Distances, norms and radii are 2-norms in input units: for images, in
 pixel values.
 
-The functions below take a model with ``encode(x) -> (mu, sigma)`` and ``decode(z) -> mean``. Inputs x, latents z and
+Two functions come first. :func:`measure` measures every bound at some images and reports them, and :func:`wrap` adapts
+a VAE of any shape and convention:
+
+    model = vaerobust.wrap(my_module, shape=(1, 28, 28), scale="log_variance")  # or vaerobust.pretrained("mnist", 1.0)
+    report = vaerobust.measure(model, images, seed=0)         # images with pixels in [0, 1], shape (n, ...)
+    report.table                                              # a DataFrame with one row per image
+    report.save("out")                                        # results.csv, results.json, report.html
+
+:func:`compare` sets two reports side by side.
+
+The single functions take a model with ``encode(x) -> (mu, sigma)`` and ``decode(z) -> mean``. Inputs x, latents z and
 results are float tensors with one row per point. Begin with these, in this order:
 
-    vae = vaerobust.pretrained("mnist", beta=1.0).vae         # or a model of your own
+    vae = vaerobust.pretrained("mnist", beta=1.0).vae         # or what wrap returns
     x = vaerobust.load_images("mnist", "test").pixels[:10]    # (10, 784)
-    r = vaerobust.minimum_r(vae, x, level=0.9, seed=0).value  # the 0.9-quantile of D(x), where delta is 0
-    vaerobust.theorem_1(vae, x, r, seed=1)                    # the paper's lower bound on the margin, to first order
-    vaerobust.certified_margin(vae, x, r, seed=1)             # a lower bound with a guarantee
-    vaerobust.strongest_attack(vae, x, r, seed=1)             # an upper bound, from an attack
+    r = vaerobust.minimum_r(vae, x, level=0.9).value          # the 0.9-quantile of D(x), where delta is 0
+    vaerobust.theorem_1(vae, x, r)                            # the paper's lower bound on the margin, to first order
+    vaerobust.certified_margin(vae, x, r)                     # a lower bound with a guarantee
+    vaerobust.strongest_attack(vae, x, r)                     # an upper bound, from an attack
 
-The bounds have another seed than r, so that they are not computed from the noise that chose r.
+By default the bounds start from other seeds than r, so that they are not computed from the noise that chose r.
 
 Each result has ``to_frame()``, a table with one row per point, and ``to_json()``. Every function that draws random
 numbers takes ``seed``; :mod:`vaerobust.randomness` says what it means. What the paper defines is in the modules at the
 top of the package. The package ``certify`` goes beyond the paper, ``zoo`` holds the trained models and their data,
-``study`` the stored measurements, and ``page`` what the book's notebooks show.
+``study`` the stored measurements, ``page`` what the book's notebooks show, and ``measuring`` what :func:`measure` does.
 """
 
 from importlib.metadata import PackageNotFoundError, version

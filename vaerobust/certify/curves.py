@@ -120,23 +120,71 @@ def curves(
     checks.vectors("x", x)
     checks.count("judging_samples", judging_samples)
     checks.instance("attack", attack, AttackSettings)
-    radii = [float(checks.per_point("radii", one, 1, x, exact=True)) for one in checks.sequence("radii", radii)]
+    radii = _norms(radii, x)
     number = as_number(seed, x)
     check_model(model, x, gradient=("encode", "decode"))
     certified = certified_r(
         model, x, radii, samples=samples, seed=as_generator(number + 1, x), confidence=confidence
     )  # fmt: skip
+    broken = broken_r(
+        model, x, radii, judging_samples=judging_samples, attack=attack, confidence=confidence, seed=number
+    )  # fmt: skip
+    return Curves(torch.as_tensor(radii, dtype=torch.float64, device=x.device), certified, broken, confidence)
+
+
+def broken_r(
+    model: GaussianVAE,
+    x: Tensor,
+    radii: Sequence[float],
+    *,
+    judging_samples: int = 2000,
+    attack: AttackSettings = ATTACK,
+    confidence: float = 0.999,
+    seed: Seed = 0,
+) -> Tensor:
+    """Return, for each norm R, an r below which an attack of at most that norm breaks r-robustness.
+
+    It is the lower end of :func:`curves`, for models of any differentiable encoder.
+
+    Parameters
+    ----------
+    model : GaussianVAE
+    x : Tensor, shape (n, d_x)
+    radii, judging_samples, attack, confidence, seed
+        As in :func:`curves`.
+
+    Returns
+    -------
+    Tensor, shape (radii, n)
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument has the wrong shape or range.
+    """
+    checks.vectors("x", x)
+    checks.count("judging_samples", judging_samples)
+    checks.instance("attack", attack, AttackSettings)
+    checks.probability("confidence", confidence)
+    radii = _norms(radii, x)
+    number = as_number(seed, x)
+    check_model(model, x, gradient=("encode", "decode"))
     r = distance_quantile(distances(model, x, samples=1000, seed=number + 2), LEVEL).value  # (n,)
     worst = worst_directions(model, x, linearised_radii(model, x, r, seed=number + 3))  # (starts, n, d_x)
     # With the stated confidence at least this many samples lie below the median of D(x, delta). So the sample of this
     # rank is a lower limit of the median, and any r below the median is broken.
     rank = int(stats.binom.ppf(1 - confidence, judging_samples, 0.5))
     delta = torch.zeros_like(x)
-    broken = []
-    for radius in radii:
+    broken = torch.zeros(len(radii), len(x), dtype=r.dtype, device=x.device)
+    for i, radius in enumerate(radii):
         starts = torch.cat([worst, delta[None]])
         delta = maximum_damage(model, x, radius, attack, starts=starts, seed=number + 4).delta
-        ordered = distances(model, x, delta, samples=judging_samples, seed=number + 5).sort(dim=1).values
-        broken.append(ordered[:, rank - 1] if rank else torch.zeros_like(ordered[:, 0]))
-    norms = torch.as_tensor(radii, dtype=torch.float64, device=x.device)
-    return Curves(norms, certified, torch.stack(broken) if broken else certified.clone(), confidence)
+        if rank:
+            ordered = distances(model, x, delta, samples=judging_samples, seed=number + 5).sort(dim=1).values
+            broken[i] = ordered[:, rank - 1]
+    return broken
+
+
+def _norms(radii: Sequence[float], x: Tensor) -> list[float]:
+    """Return norms as numbers after a check."""
+    return [float(checks.per_point("radii", one, 1, x, exact=True)) for one in checks.sequence("radii", radii)]

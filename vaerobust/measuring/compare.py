@@ -129,7 +129,7 @@ def compare(first: Report, second: Report) -> Comparison:
     Parameters
     ----------
     first, second : Report
-        What :func:`vaerobust.measure` returned. Ratios are those of the second to the first.
+        What :func:`vaerobust.measuring.measure.measure` returned. Ratios are those of the second to the first.
 
     Returns
     -------

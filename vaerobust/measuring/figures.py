@@ -199,7 +199,10 @@ def curve(report: Record) -> Figure | None:
                 f"{shown(float(found.broken[last, k]))} and {shown(float(found.certified[last, k]))}"
             )
         else:
-            ends.append(f"image {image}: nothing certified at these R")
+            ends.append(
+                f"image {image}: at R = {shown(float(found.radii[-1]))} the least r is at least "
+                f"{shown(float(found.broken[-1, k]))}, and nothing is certified at these R"
+            )
     return Figure(kept[0], "; ".join(ends) + ".")
 
 

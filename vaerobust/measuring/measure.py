@@ -65,9 +65,9 @@ def measure(  # noqa: PLR0913 - the one call that most readers make names its op
     Parameters
     ----------
     model : GaussianVAE, Trained or Module
-        A model on flat rows with ``encode(x) -> (mu, sigma)`` and ``decode(z)``; what :func:`vaerobust.wrap` or
-        :func:`vaerobust.pretrained` returns; or a module on images that says itself what it returns, as modules with
-        distributions and pythae's do.
+        A model on flat rows with ``encode(x) -> (mu, sigma)`` and ``decode(z)``; what
+        :func:`vaerobust.measuring.wrap.wrap` or :func:`vaerobust.zoo.weights.pretrained` returns; or a module on images
+        that says itself what it returns, as modules with distributions and pythae's do.
     images : Tensor or ndarray, shape (n, ...)
         Pixels in [0, 1], or whole numbers of 8 bits.
     level : float
@@ -168,7 +168,7 @@ def on_rows(model: Any, rows: Rows) -> GaussianVAE:
     Raises
     ------
     TypeError, ValueError
-        If what it returns cannot be told; the message says how :func:`vaerobust.wrap` is told.
+        If what it returns cannot be told; the message says how :func:`vaerobust.measuring.wrap.wrap` is told.
     """
     few = rows.pixels[:2]
     try:

@@ -20,7 +20,7 @@ from vaerobust.attacks import AttackSettings
 from vaerobust.bounds import first_order_radii
 from vaerobust.certify.both_sides import RANDOM_SEARCH
 from vaerobust.certify.certificates import certify
-from vaerobust.certify.curves import curves
+from vaerobust.certify.curves import broken_r, curves
 from vaerobust.certify.failures import Failures, failures, mass_limit
 from vaerobust.certify.network import encoder_mean
 from vaerobust.criterion import distance_quantile, probability_of_robustness
@@ -235,23 +235,31 @@ def joined(parts: list[Part]) -> dict[str, Tensor]:
 
 
 def measured_curve(model: GaussianVAE, x: Tensor, found: dict[str, Tensor], settings: Settings) -> Part:
-    """Measure the least r for perturbations of some sizes, for the least and the most robust image and a middle one."""
-    if not {"attack", "certified"} <= set(found):
-        return Part({}, {"curve": "they need certificates, and there are none"})
+    """Measure the least r for perturbations of some sizes, for the least and the most robust image and a middle one.
+
+    Where nothing is certified, only the r that attacks break are measured, and the certified ones are infinite.
+    """
+    if "attack" not in found:
+        return Part({}, {"curve": "they need attacks, and there are none"})
     order = found["attack"].nan_to_num(nan=torch.inf).argsort()
     chosen = order[torch.linspace(0, len(order) - 1, min(CURVE_IMAGES, len(order))).round().long()]
-    certified = found["certified"][found["certified"] > 0]
-    if not len(certified):
-        return Part({}, {"curve": "nothing is certified at these images"})
-    radii = [share * float(certified.median()) for share in CURVE_CERTIFIED]
+    certified = found.get("certified", found["attack"].new_zeros(0))
+    certified = certified[certified > 0]
+    radii = [share * float(certified.median()) for share in CURVE_CERTIFIED if len(certified)]
     radii += [share * float(found["attack"].nanmedian()) for share in CURVE_ATTACKED]
     radii = sorted({float(f"{one:.3g}") for one in radii if math.isfinite(one)})
+    judging, confidence, seed = settings.search.judging_samples, settings.confidence, settings.seed + 300
     try:
-        curve = curves(
-            model, x[chosen], radii, samples=max(1, int(CURVE_SHARE * settings.samples)),
-            judging_samples=settings.search.judging_samples, confidence=settings.confidence, seed=settings.seed + 300,
-        )  # fmt: skip
+        if len(certified):
+            both = curves(
+                model, x[chosen], radii, samples=max(1, int(CURVE_SHARE * settings.samples)),
+                judging_samples=judging, confidence=confidence, seed=seed,
+            )  # fmt: skip
+            safe, broken = both.certified, both.broken
+        else:
+            broken = broken_r(model, x[chosen], radii, judging_samples=judging, confidence=confidence, seed=seed)
+            safe = torch.full_like(broken, torch.inf)
     except FAILS as error:
         return Part({}, {"curve": " ".join(str(error).split())})
-    tensors = {"radii": torch.tensor(radii), "certified": curve.certified, "broken": curve.broken, "images": chosen}
+    tensors = {"radii": torch.tensor(radii), "certified": safe, "broken": broken, "images": chosen}
     return Part({name: value.detach().cpu() for name, value in tensors.items()}, {})

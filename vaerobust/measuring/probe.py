@@ -6,7 +6,7 @@ rest of their batch, and outputs that do not depend on the input by a gradient. 
 which becomes a warning or an error: a variance taken for sigma, logits taken for means, pixels in another range than
 the decoder's. Each message says what was found, what must be, and the way out.
 
-Here is no conversion of models; that is :func:`vaerobust.wrap`. Start reading at :func:`probe`.
+Here is no conversion of models; that is :func:`vaerobust.measuring.wrap.wrap`. Start reading at :func:`probe`.
 """
 
 from __future__ import annotations

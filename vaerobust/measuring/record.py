@@ -71,7 +71,7 @@ class Run:
     name : str
         Of the model.
     settings : dict
-        Of :class:`vaerobust.measuring.measure.Settings`.
+        Of :class:`vaerobust.measuring.parts.Settings`.
     weights_sha256, images_sha256 : str
     conventions : dict
         What was said of a wrapped model.

@@ -1,8 +1,8 @@
 """The report of a measurement: its record, and the files that keep it.
 
-:class:`Report` is what :func:`vaerobust.measure` returns. ``report.table`` is a DataFrame, ``report.missing`` says what
-could not be measured and why, and ``report.save(folder)`` writes results.csv, results.json and report.html. The page
-itself is made in :mod:`vaerobust.measuring.html`.
+:class:`Report` is what :func:`vaerobust.measuring.measure.measure` returns. ``report.table`` is a DataFrame,
+``report.missing`` says what could not be measured and why, and ``report.save(folder)`` writes results.csv, results.json
+and report.html. The page itself is made in :mod:`vaerobust.measuring.html`.
 """
 
 from __future__ import annotations
