@@ -34,12 +34,18 @@ if TYPE_CHECKING:
 
 ROWS = 3
 """Rows of the probe."""
-STEPS = (1e-2, 1e-3, 1e-4)
+STEPS = (1e-2, 1e-3)
 """Lengths of the steps by which gradients are compared with differences, relative to the length of a row."""
 MISMATCH = 0.5
 """A gradient that differs from these differences by more than this share, for each step, is taken for wrong."""
+BRIGHT = 2.0
+"""Above it, inputs look like pixels in [0, 255]."""
 CHANGING = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd, nn.RReLU)
 """Layers that compute something else in training mode, or change when they are called."""
+NOISE = 0.1
+"""Length of the noise on the rows at which gradients are compared with differences, relative to the length of a row."""
+WRAP = "vaerobust.wrap(model, shape=...)"
+"""What adapts a model of another shape or convention."""
 REMEDY = "remove detach(), no_grad(), rounding, .data and conversions to numpy from it"
 
 
@@ -243,8 +249,8 @@ def require_methods(model: object, methods: tuple[str, ...]) -> None:
         if isinstance(model, type) or not callable(getattr(model, method, None)):
             what = f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
             raise TypeError(
-                f"model must be an object with the methods encode(x) -> (mu, sigma) and decode(z), but {what} has no "
-                f"{method} that can be called"
+                f"model must have the methods encode(x) -> (mu, sigma) and decode(z), but {what} has no {method}: make "
+                f"one by {WRAP}"
             )
 
 
@@ -299,8 +305,8 @@ def left_as_it_was(model: object, like: Tensor) -> Iterator[None]:
             buffers[name].copy_(before[name])
     if changed:
         raise ValueError(
-            f"model must not change when it is called, but its buffer {changed[0].lstrip('.')} does: is it in training "
-            "mode? Call model.eval() first"
+            "model must not change when it is called, but encode or decode changes its buffer "
+            f"{changed[0].lstrip('.')}: is it in training mode? Call model.eval() first"
         )
 
 
@@ -314,12 +320,15 @@ def encoded(model: GaussianVAE, rows: Tensor) -> tuple[Tensor, Tensor]:
     """
     output = called(model, "encode", rows)
     if not (isinstance(output, tuple | list) and len(output) == 2 and all(isinstance(one, Tensor) for one in output)):
-        raise TypeError(f"model.encode must return the two tensors (mu, sigma), but returns {described(output)}")
+        raise TypeError(
+            f"model.encode must return the two tensors (mu, sigma), but returns {described(output)}: convert it by "
+            f"{WRAP}"
+        )
     mu, sigma = output
     if mu.ndim != 2 or len(mu) != len(rows) or not mu.shape[1]:
         raise ValueError(
             f"model.encode must return mu of shape (n, d_z), here ({len(rows)}, d_z), but it has shape "
-            f"{tuple(mu.shape)}"
+            f"{tuple(mu.shape)}: flatten it by {WRAP}"
         )
     if sigma.shape != mu.shape:
         raise ValueError(
@@ -329,7 +338,7 @@ def encoded(model: GaussianVAE, rows: Tensor) -> tuple[Tensor, Tensor]:
     for name, value in (("mu", mu), ("sigma", sigma)):
         require_like(f"model.encode's {name}", value, rows)
         require_finite(f"model.encode must return finite {name}", value)
-    require_positive(sigma)
+    require_positive(sigma, rows)
     return mu, sigma
 
 
@@ -343,11 +352,12 @@ def decoded(model: GaussianVAE, z: Tensor, width: int | None) -> Tensor:
     """
     out = called(model, "decode", z)
     if not isinstance(out, Tensor):
-        raise TypeError(f"model.decode must return one tensor, but returns {described(out)}")
+        raise TypeError(f"model.decode must return one tensor, but returns {described(out)}: convert it by {WRAP}")
     if out.ndim != 2 or len(out) != len(z) or not out.shape[1] or (width is not None and out.shape[1] != width):
         want = f"({len(z)}, {'d_x' if width is None else width})"
         raise ValueError(
             f"model.decode must return rows as wide as the inputs, shape {want}, but returns {tuple(out.shape)}"
+            + (f": flatten it by {WRAP}" if width is not None and out.numel() == len(z) * width else "")
         )
     require_like("model.decode's output", out, z)
     require_finite("model.decode must return finite numbers", out)
@@ -368,22 +378,28 @@ def called(model: Any, method: str, given: Tensor) -> Any:
         reason = (str(error).splitlines() or [""])[0]
         raise ValueError(
             f"model.{method} must accept {'x' if method == 'encode' else 'z'} of shape {tuple(given.shape)}, "
-            f"{given.dtype}, on {given.device}, but fails with {type(error).__name__}: {reason}"
-            f"{difference_from_weights(model, given)}"
+            f"{given.dtype}, on {given.device}, but fails with {type(error).__name__}: {reason}. "
+            + (difference_from_weights(model, given) or f"Where the module takes another shape, convert it by {WRAP}")
         ) from error
 
 
 def difference_from_weights(model: object, x: Tensor) -> str:
     """Return in words how the type or the device of x differs from the weights'; nothing if they agree."""
-    for _, layer in layers_of(model):
-        for weight in layer._parameters.values():
-            if weight is None or not weight.is_floating_point():
-                continue
-            if weight.dtype != x.dtype:
-                return f". The model's weights are {weight.dtype}: convert x by x.to({weight.dtype})"
-            if weight.device != x.device:
-                return f". The model is on {weight.device}: move x by x.to({str(weight.device)!r})"
+    weight = next((one for one in weights(model) if one.is_floating_point()), None)
+    if weight is None:
+        return ""
+    if weight.dtype != x.dtype:
+        return f"x is {x.dtype} and the model's weights are {weight.dtype}: convert x by x.to({weight.dtype})"
+    if weight.device != x.device:
+        return f"x is on {x.device} and the model on {weight.device}: move x by x.to({str(weight.device)!r})"
     return ""
+
+
+def weights(model: object) -> Iterator[Tensor]:
+    """Yield the parameters and then the buffers of a model's layers."""
+    for own in ("_parameters", "_buffers"):
+        for _, layer in layers_of(model):
+            yield from (one for one in getattr(layer, own).values() if one is not None)
 
 
 def described(value: object) -> str:
@@ -424,18 +440,27 @@ def require_finite(rule: str, value: Tensor) -> None:
         raise ValueError(f"{rule}, but {wrong} of {value.numel()} are NaN or infinite")
 
 
-def require_positive(sigma: Tensor) -> None:
-    """Refuse standard deviations that are not above 0.
+def require_positive(sigma: Tensor, x: Tensor | None = None) -> None:
+    """Refuse standard deviations that are not above 0; ``x`` is what was encoded.
 
     Raises
     ------
     ValueError
-        If there are some. Negative ones look like a log-variance.
+        If there are some. Negative ones look like a log-variance, and none at all like pixels of up to 255.
     """
     least = float(sigma.min())
-    if least <= 0:
-        hint = ". If it is a log-variance, return (0.5 * log_variance).exp()" if least < 0 else ""
-        raise ValueError(f"model.encode must return sigma > 0, but its smallest value is {least:.4g}{hint}")
+    if least > 0:
+        return
+    if least < 0:
+        hint = (
+            ". It looks like a log-variance, whose sigma is exp(0.5 * log_variance): use vaerobust.wrap(model, "
+            'shape=..., scale="log_variance")'
+        )
+    elif x is not None and float(x.max()) > BRIGHT:
+        hint = f". x goes up to {float(x.max()):.4g}: divide it by 255?"
+    else:
+        hint = ": add a small number to it"
+    raise ValueError(f"model.encode must return sigma > 0, but its smallest value is {least:.4g}{hint}")
 
 
 def tolerance(dtype: torch.dtype) -> float:
@@ -490,8 +515,9 @@ def require_same(name: str, together: Tensor, alone: Tensor, scale: float, again
 def require_gradient(name: str, function: Callable[[Tensor], Tensor], rows: Tensor) -> None:
     """Refuse a function whose gradient is missing, or is not the one that differences of its values show.
 
-    The steps go along the gradient itself, where the predicted change is largest. A function with kinks may differ at
-    one length of the step, so only one that differs at all lengths is refused.
+    Both are taken at noisy rows: where pixels are equal, as in the background of digits, max pooling has a kink. The
+    steps go along the gradient itself, where the predicted change is largest. A function with kinks may differ at one
+    length of the step, so only one that differs at all lengths is refused.
 
     Raises
     ------
@@ -502,6 +528,7 @@ def require_gradient(name: str, function: Callable[[Tensor], Tensor], rows: Tens
         raise ValueError(
             f"model.{name} must be differentiable, but torch.inference_mode() is active: use torch.no_grad()"
         )
+    rows = noisy(rows)
     given = rows.clone().requires_grad_(True)
     with torch.enable_grad():
         value = function(given)
@@ -527,6 +554,12 @@ def require_gradient(name: str, function: Callable[[Tensor], Tensor], rows: Tens
                 f"model.{name}'s gradient must agree with differences of its values, but differs from them by more "
                 f"than {100 * MISMATCH:.0f} %: {REMEDY}"
             )
+
+
+def noisy(rows: Tensor) -> Tensor:
+    """Return rows with a little noise, always the same; rows too long for their type stay as they are."""
+    noise = torch.randn(rows.shape, generator=torch.Generator().manual_seed(0)).to(rows)
+    return rows + torch.nan_to_num(NOISE * rows.norm(dim=1, keepdim=True) * noise / rows.shape[1] ** 0.5, 0, 0, 0)
 
 
 @torch.no_grad()

@@ -22,9 +22,10 @@ from tqdm import tqdm
 
 from vaerobust import checks
 from vaerobust.batches import slices
+from vaerobust.contract import called, weights
 from vaerobust.measuring.images import Rows, as_rows
 from vaerobust.measuring.parts import SAMPLES, WEIGHT, Part, Settings, joined, measured_curve, measured_part
-from vaerobust.measuring.probe import REACTIONS, SuspicionWarning, called, probe, weights
+from vaerobust.measuring.probe import REACTIONS, SuspicionWarning, probe
 from vaerobust.measuring.record import Curve, Run
 from vaerobust.measuring.report import Report
 from vaerobust.measuring.store import Store

@@ -21,7 +21,7 @@ from torch.distributions import Distribution, Independent, Normal
 
 from vaerobust import checks
 from vaerobust.batches import slices
-from vaerobust.measuring.probe import called, described, require_evaluation_mode, weights
+from vaerobust.contract import called, described, require_evaluation_mode, weights
 
 SCALES: dict[str, Callable[[Tensor], Tensor]] = {
     "sigma": lambda value: value,
