@@ -50,7 +50,11 @@ ENCODERS = {
     "NaN in sigma": (lambda m, s, x: (m, broken(s, torch.nan)), ValueError, ["sigma", "finite"]),
     "sigma of 0": (lambda m, s, x: (m, 0 * s), ValueError, ["sigma", "> 0", "is 0"]),
     "a log-variance": (lambda m, s, x: (m, 2 * s.log() - 1), ValueError, ["sigma", "log-variance", "scale"]),
-    "a sample": (lambda m, s, x: (m + s * torch.randn_like(m), s), ValueError, ["mu must be the same", "sample", "dropout"]),
+    "a sample": (
+        lambda m, s, x: (m + s * torch.randn_like(m), s),
+        ValueError,
+        ["mu must be the same", "sample", "dropout"],
+    ),
     "random sigma": (lambda m, s, x: (m, s * (1 + torch.rand_like(m))), ValueError, ["sigma must be the same"]),
     "centred batch": (lambda m, s, x: (m - m.mean(0), s), ValueError, ["encode's mu", "other rows", "eval"]),
     "scaled batch": (lambda m, s, x: (m, s / s.mean()), ValueError, ["encode's sigma", "other rows"]),
