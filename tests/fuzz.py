@@ -22,6 +22,7 @@ import random
 import re
 import signal
 import sys
+import tempfile
 import time
 import traceback
 import types
@@ -51,14 +52,16 @@ SECONDS = 20
 PIXELS, LATENTS, POINTS = 6, 2, 2
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 PACKAGE = Path(vaerobust.__file__).parent
-ROOMS = ("vaerobust", "vaerobust.certify")
+ROOMS = ("vaerobust", "vaerobust.certify", "vaerobust.measuring")
 """Packages whose modules are searched for functions; what is in vaerobust.__all__ is added."""
 HELPERS = {"checks", "batches", "randomness", "results", "files", "commands", "contract", "numerics", "__main__"}
 """Modules of helpers, whose arguments come from this package."""
-SLOW = {"both_sides"}
+SLOW = {"both_sides", "measure"}
 """Functions that take seconds: only what they must refuse is tried, in double precision."""
-UNTAUGHT: set[str] = {"encoder_mean", "trace", "compare_within", "theorem_1_quotient"}
+UNTAUGHT = {"encoder_mean", "trace", "network.compare", "compare_within", "theorem_1_quotient"}
 """Functions that are not called from outside: what they take is made by other functions of the package."""
+MEASURING = {"measure", "wrap", "compare", "probe", "load", "as_rows", "named_model"}
+"""What of the room that measures is called from outside; its other functions are steps of these."""
 
 
 class Hang(BaseException):
@@ -79,7 +82,8 @@ def functions() -> dict[str, Callable]:
             module = importlib.import_module(f"{room}.{info.name}")
             for name, value in vars(module).items():
                 own = getattr(value, "__module__", "") == module.__name__ and not name.startswith("_")
-                if own and callable(value) and "Raises\n" in (inspect.getdoc(value) or "") and name not in UNTAUGHT:
+                step = {name, f"{info.name}.{name}"} & UNTAUGHT or (room == ROOMS[-1] and name not in MEASURING)
+                if own and callable(value) and "Raises\n" in (inspect.getdoc(value) or "") and not step:
                     found[name] = value
     for name in vaerobust.__all__:
         value = getattr(vaerobust, name)
@@ -108,6 +112,19 @@ def tensor(*shape: int, dtype: torch.dtype, seed: int = 0) -> Tensor:
 def _linearised(dtype: torch.dtype) -> LinearisedRadii:
     one = tensor(POINTS, dtype=dtype)
     return LinearisedRadii(one, one, tensor(POINTS, PIXELS, dtype=dtype))
+
+
+@cache
+def _images() -> Path:
+    path = Path(tempfile.mkdtemp()) / "images.npy"
+    np.save(path, tensor(POINTS, PIXELS, dtype=torch.float64).numpy())
+    return path
+
+
+@cache
+def _report() -> Any:
+    x = tensor(POINTS, PIXELS, dtype=torch.float64)
+    return vaerobust.measure(healthy_model(torch.float64), x, samples=20, progress=False, suspicions="ignore")
 
 
 ATTACK = AttackSettings(steps=1, restarts=1, samples=2, choosing_samples=4)
@@ -171,6 +188,21 @@ HEALTHY: dict[str, Callable[[torch.dtype], Any]] = {
     "settings": lambda dtype: ATTACK,
     "attack": lambda dtype: ATTACK,
     "search": lambda dtype: None,
+    "module": healthy_model,
+    "images": lambda dtype: tensor(POINTS, PIXELS, dtype=dtype),
+    "shape": lambda dtype: (PIXELS,),
+    "encode": lambda dtype: None,
+    "decode": lambda dtype: None,
+    "logits": lambda dtype: False,
+    "normalise": lambda dtype: None,
+    "outputs": lambda dtype: None,
+    "first": lambda dtype: 1,
+    "suspicions": lambda dtype: "ignore",
+    "progress": lambda dtype: False,
+    "device": lambda dtype: "cpu",
+    "path": lambda dtype: _images(),
+    "text": lambda dtype: "fuzz:healthy_model",
+    "second": lambda dtype: _report(),
 }
 """A healthy value of each argument, by its name."""
 SEARCHES = {

@@ -113,7 +113,7 @@ def test_equal_seeds_give_equal_numbers_and_other_seeds_others():
     [
         ({"x": torch.full((1, 12), torch.nan)}, ValueError, "x must be finite"),
         ({"level": 1.0}, ValueError, "level must lie strictly between 0 and 1"),
-        ({"fixed_r": -1.0}, ValueError, "r must be finite and >= 0"),
+        ({"fixed_r": -1.0}, ValueError, "fixed_r must be a finite number >= 0"),
         ({"samples": 0}, ValueError, "samples must be a whole number of at least 1"),
         ({"confidence": 1.5}, ValueError, "confidence must lie strictly between 0 and 1"),
     ],

@@ -122,7 +122,7 @@ def test_a_batch_may_be_split_in_any_way(attacked, monkeypatch):
         ({"x": torch.zeros(4)}, ValueError, r"x must have shape \(n, d\)"),
         ({"radius": -1.0}, ValueError, "radius must be finite and >= 0"),
         ({"r": torch.nan}, ValueError, "r must be finite and >= 0"),
-        ({"further": torch.zeros(1, 3, 4)}, ValueError, r"further must have shape \(1, 4\)"),
+        ({"further": torch.zeros(1, 3, 4)}, ValueError, r"further must have shape \(k, 1, 4\)"),
         ({"confidence": 1.0}, ValueError, "confidence must lie strictly between 0 and 1"),
     ],
 )

@@ -339,8 +339,9 @@ def certified_r(
     checks.probability("confidence", confidence)
     checks.count("refine", refine, least=0)
     radii = [float(checks.per_point("radii", one, 1, x, exact=True)) for one in checks.sequence("radii", radii)]
+    mean = encoder_mean(model, x)  # an encoder that cannot be certified is an error before any sample is drawn
     check_model(model, x)
-    encoder = _Encoder(encoder_mean(model, x), encode_points(model, x)[1], x)
+    encoder = _Encoder(mean, encode_points(model, x)[1], x)
     stream = as_number(as_generator(seed, x), x)  # one number, so that all blocks of points meet the same noise
     ranks = torch.as_tensor(_ranks(encoder, radii, samples, confidence, refine), device=x.device)  # (radii, n)
     found = []

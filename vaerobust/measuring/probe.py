@@ -1,4 +1,4 @@
-"""One cheap check of a model before it is measured: that it does what is assumed, and what looks like a mistake.
+"""One cheap check of a model before it is measured: whether it does what is assumed, and what looks like a mistake.
 
 What is certainly wrong is an error of :func:`vaerobust.contract.check_model`, which every public function begins with.
 What is probably wrong is a suspicion, and :func:`probe` makes a warning or an error of it: a variance taken for sigma,

@@ -19,10 +19,11 @@ import torch
 from torch import Tensor
 
 from vaerobust.attacks import AttackSettings, maximum_damage
-from vaerobust.batches import ROWS, slices
+from vaerobust.batches import slices
 from vaerobust.bounds import theorem_1_quotient
 from vaerobust.certify.both_sides import BothSides, both_sides
 from vaerobust.certify.curves import curves
+from vaerobust.contract import check_model, rows_at_once
 from vaerobust.criterion import distance_quantile, probability_of_robustness
 from vaerobust.distance import distances
 from vaerobust.jacobians import jacobian_norms
@@ -182,7 +183,9 @@ def log_likelihood_with_own_noise(vae: LikelihoodVAE, x: Tensor, delta: Tensor, 
     generator = torch.Generator().manual_seed(LIKELIHOOD_SEED)
     eta = torch.randn(len(x), draws, mu.shape[1], generator=generator, dtype=x.dtype)
     z = mu[:, None] + sigma[:, None] * eta  # (n, draws, d_z)
-    return torch.cat([vae.log_likelihood(x[i, None], z[i]).mean(1) for i in slices(len(x), ROWS // draws)])
+    check_model(vae, x)
+    size = max(1, rows_at_once(vae, x) // draws)  # images at a time
+    return torch.cat([vae.log_likelihood(x[i, None], z[i]).mean(1) for i in slices(len(x), size)])
 
 
 def damage(
