@@ -43,7 +43,7 @@ def broken(tmp_path_factory):
         (folder / name).mkdir()
     for name, size in (("a", (3, 2)), ("b", (2, 2))):
         Image.new("L", size).save(folder / "sizes" / f"{name}.png")
-    (folder / "damaged" / "a.png").write_bytes((folder / "sizes" / "a.png").read_bytes()[:50])
+    (folder / "damaged" / "a.png").write_bytes((folder / "sizes" / "a.png").read_bytes()[:40])
     (folder / "corrupt" / "parts").mkdir(parents=True)
     (folder / "corrupt" / "parts" / "run.json").write_text("[]")
     return folder
