@@ -60,7 +60,7 @@ SLOW = {"both_sides", "measure"}
 """Functions that take seconds: only what they must refuse is tried, in double precision."""
 UNTAUGHT = {"encoder_mean", "trace", "network.compare", "compare_within", "theorem_1_quotient"}
 """Functions that are not called from outside: what they take is made by other functions of the package."""
-MEASURING = {"measure", "wrap", "compare", "probe", "load", "as_rows", "named_model"}
+MEASURING = {"measure", "wrap", "compare", "probe", "load", "as_rows"}
 """What of the room that measures is called from outside; its other functions are steps of these."""
 
 
@@ -201,7 +201,6 @@ HEALTHY: dict[str, Callable[[torch.dtype], Any]] = {
     "progress": lambda dtype: False,
     "device": lambda dtype: "cpu",
     "path": lambda dtype: _images(),
-    "text": lambda dtype: "fuzz:healthy_model",
     "second": lambda dtype: _report(),
 }
 """A healthy value of each argument, by its name."""
@@ -212,21 +211,26 @@ SEARCHES = {
     "violations": ViolationSearch(directions=2, screening_samples=8, judging_samples=8),
 }
 KINDS = {
-    "tensor": {"x", "target", "delta", "starts", "further", "z", "distance", "scale"},
+    "tensor": {"images", "x", "target", "delta", "starts", "further", "z", "distance", "scale"},
     "numbers": {"r", "radius", "guess"},  # one number, or one per point
     "list": {"radii", "r_values"},
+    "sizes": {"shape"},
+    "place": {"path"},
     "number": {
         "level", "confidence", "fixed_r", "step", "start", "memory", "tau", "sigma", "tolerance", "limit", "beta",
         "probability",
     },
     "count": {
         "samples", "judging_samples", "final_samples", "choosing_samples", "screening_samples", "directions", "attacks",
-        "steps", "restarts", "grid", "refine", "most", "trials", "successes", "pixels", "hidden", "latents",
+        "steps", "restarts", "grid", "refine", "most", "first", "trials", "successes", "pixels", "hidden", "latents",
     },
-    "flag": {"perturb_sigma", "warm_start", "box"},
-    "choice": {"reference", "likelihood", "method", "dataset", "split"},
+    "flag": {"perturb_sigma", "warm_start", "box", "logits", "progress"},
+    "choice": {"reference", "likelihood", "method", "dataset", "split", "outputs", "suspicions", "device"},
     "seed": {"seed"},
-    "object": {"linearised", "settings", "attack", "search", "layers", "found"},
+    "object": {
+        "module", "second", "encode", "decode", "normalise", "linearised", "settings", "attack", "search", "layers",
+        "found",
+    },
     "model": {"model", "vae"},
 }  # fmt: skip
 """What kind of value each argument takes."""
@@ -234,8 +238,12 @@ KINDS = {
 
 def healthy(name: str, argument: str, dtype: torch.dtype) -> Any:
     """Return a healthy value of an argument of a function."""
-    if argument == "scale" and name == "VAE":
-        return "softplus"
+    if argument == "scale" and name in ("VAE", "wrap"):
+        return "softplus" if name == "VAE" else "sigma"
+    if name == "compare":
+        return _report()
+    if name == "measure" and argument in ("samples", "r"):
+        return 20 if argument == "samples" else None
     if argument == "search":
         return SEARCHES.get(name)
     if argument in ("x",) and name.startswith("algorithm_"):
@@ -258,8 +266,12 @@ def arguments(name: str) -> list[str]:
 
 
 def kind_of(name: str, argument: str) -> str:
-    if argument == "scale" and name == "VAE":
+    if argument == "scale" and name in ("VAE", "wrap"):
         return "choice"
+    if name == "compare":
+        return "object"
+    if name == "measure" and argument == "r":
+        return "number"
     if argument == "r" and name.startswith("algorithm_"):
         return "number"
     return next(kind for kind, names in KINDS.items() if argument in names)
@@ -407,6 +419,31 @@ COUNT = {
     "numpy": Fault(lambda v: np.int64(v), refused=False),
     "one": Fault(lambda v: 1, refused=False),
 }
+SIZES = {
+    "None": Fault(lambda v: None),
+    "number": Fault(lambda v: 6),
+    "text": Fault(lambda v: "six"),
+    "empty": Fault(lambda v: ()),
+    "zero": Fault(lambda v: (0, 6)),
+    "negative": Fault(lambda v: (-1, -6)),
+    "fraction": Fault(lambda v: (2.5, 2.4)),
+    "NaN": Fault(lambda v: (math.nan,)),
+    "wider": Fault(lambda v: (PIXELS + 1,)),
+    "folded": Fault(lambda v: (2, 3), refused=False),
+    "huge": Fault(lambda v: (10**12,)),
+    "object": Fault(lambda v: object()),
+    "list": Fault(list, refused=False),
+}
+PLACE = {
+    "None": Fault(lambda v: None),
+    "number": Fault(lambda v: 3),
+    "object": Fault(lambda v: object()),
+    "list": Fault(lambda v: [v]),
+    "empty": Fault(lambda v: ""),
+    "absent": Fault(lambda v: "no/such:place"),
+    "NUL": Fault(lambda v: "a\0b:c"),
+    "device": Fault(lambda v: "/dev/null"),
+}
 FLAG = {
     "text": Fault(lambda v: "no"),
     "number": Fault(lambda v: 2.5),
@@ -422,7 +459,7 @@ CHOICE = {
     "number": Fault(lambda v: 3),
     "list": Fault(lambda v: [v]),
     "tensor": Fault(lambda v: torch.ones(2)),
-    "upper case": Fault(lambda v: v.upper()),
+    "upper case": Fault(lambda v: str(v).upper()),
 }
 SEED = {
     "negative": Fault(lambda v: -1),
@@ -449,15 +486,18 @@ OBJECT = {
 }
 FAULTS = {
     "tensor": TENSOR, "numbers": NUMBERS, "number": NUMBER, "list": LIST, "count": COUNT, "flag": FLAG,
-    "choice": CHOICE, "seed": SEED, "object": OBJECT,
+    "choice": CHOICE, "seed": SEED, "object": OBJECT, "sizes": SIZES, "place": PLACE,
 }  # fmt: skip
 ACCEPTED = {
     ("None", "delta"), ("None", "starts"), ("None", "further"), ("None", "guess"), ("infinite", "guess"),
     ("wrong shape", "probability"), ("zero", "attacks"), ("no elements", "successes"), ("no elements", "probability"),
     ("matrix", "probability"), ("True", "successes"), ("wider", "distance"), ("narrower", "distance"),
-    ("more dimensions", "starts"),
+    ("more dimensions", "starts"), ("list", "images"), ("ndarray", "images"), ("uint8", "images"),
+    ("more dimensions", "images"), ("wider", "images"), ("narrower", "images"), ("None", "logits"),
 }  # fmt: skip
 """Faults that are none for the argument: (fault, argument)."""
+OPTIONAL = {("measure", "r"), ("as_rows", "shape"), ("wrap", "outputs"), ("wrap", "scale")}
+"""Arguments that may be None in one function, but not in others."""
 
 
 class Liar(nn.Module):
@@ -635,6 +675,7 @@ def lies() -> dict[str, Lie]:
         out[name] = Lie(NO_MODELS[name], lambda f, only=only: f not in only)
     for name in ("model is wider", "dropout is active", "batch norm is in training"):
         out[name] = Lie(NO_MODELS[name], lambda f: f not in DECODER_ONLY)
+    out["model has other weights' type"] = Lie(NO_MODELS["model has other weights' type"], lambda f: f != "measure")
     for table, must in (
         (HARD_ENCODERS, lambda f: f not in DECODER_ONLY),
         (NO_GRADIENT_ENCODERS, lambda f: f in NEED_ENCODER_GRADIENT),
@@ -715,6 +756,7 @@ def judge(case: Case) -> Verdict:
         fault = FAULTS[kind_of(case.function, case.argument)][case.fault]
         values[case.argument] = fault.make(values[case.argument])
         refused = fault.refused and (case.fault, case.argument) not in ACCEPTED
+        refused = refused and not (case.fault == "None" and (case.function, case.argument) in OPTIONAL)
     call = functions()[case.function]
     try:
         with torch.random.fork_rng(devices=[]), watched(SECONDS), quiet():
@@ -722,7 +764,7 @@ def judge(case: Case) -> Verdict:
             result = call(**values)
     except Hang:
         return Verdict("hang")
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, FileNotFoundError) as error:
         return _judge_error(case, error)
     except Exception as error:
         return Verdict("foreign error", f"{type(error).__name__}: {error}")
@@ -740,6 +782,14 @@ def _judge_error(case: Case, error: Exception) -> Verdict:
     if PACKAGE not in Path(frame.filename).parents or not str(frame.line).startswith(("raise", "return", ")")):
         return Verdict("foreign error", f"{type(error).__name__}: {error}")
     names = {case.argument, "model"} if case.argument in ("model", "vae") else {case.argument}
+    if case.function in ("measure", "wrap", "load"):
+        names |= {
+            "encode",
+            "decode",
+            "model",
+            "images",
+            "device",
+        }  # a module that needs words to be understood; a file's content
     if case.argument == "radii":
         names |= {"radius"}
     if case.function == "pretrained":

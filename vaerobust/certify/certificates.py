@@ -137,6 +137,7 @@ def certified_margin(
     r = checks.per_point("r", r, len(x), x)
     checks.probability("confidence", confidence)
     checks.count("refine", refine, least=0)
+    checks.positive("memory", memory)
     encoder_mean(model, x)  # an encoder that cannot be certified is an error before any sample is drawn
     check_model(model, x)
     (found,) = failures(model, x, [r], samples=samples, seed=seed)
@@ -176,6 +177,7 @@ def certify(
     checks.vectors("x", x)
     checks.probability("confidence", confidence)
     checks.count("refine", refine, least=0)
+    checks.positive("memory", memory)
     if len(checks.instance("found", found, Failures).number) != len(x):
         raise ValueError(f"found must be of the {len(x)} points of x, but is of {len(found.number)}")
     check_model(model, x, decoder=False)

@@ -94,7 +94,7 @@ def named_model(text: str) -> Any:
     if isinstance(found, type) or (callable(found) and not hasattr(found, "encode") and not hasattr(found, "encoder")):
         try:
             found = found()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise ValueError(f"{text} must return a model when called without arguments, but fails: {error}") from error
     return found
 
@@ -122,5 +122,5 @@ def imported(place: str) -> Any:
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         return module
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ValueError(f"MODULE {place} cannot be imported: {type(error).__name__}: {error}") from error

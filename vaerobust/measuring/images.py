@@ -7,14 +7,15 @@ of [0, 1] is an error that says what to do. Start reading at :func:`as_rows` and
 from __future__ import annotations
 
 import math
-import zipfile
+from collections.abc import Sequence
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from vaerobust import checks
 
 FORMATS = (".npy", ".npz", ".pt")
 NAMES = ("images", "x", "x_test", "test", "data", "pixels")
@@ -58,6 +59,8 @@ def as_rows(images: Any, shape: tuple[int, ...] | None = None) -> Rows:
         If there are none, or they have another shape, or are not finite, or leave [0, 1].
     """
     images = getattr(images, "pixels", images)
+    if isinstance(images, Tensor) and (images.layout != torch.strided or images.is_meta):
+        raise TypeError(f"images must be a dense tensor with data, but are {images.layout} on {images.device}")
     try:
         pixels = images.detach() if isinstance(images, Tensor) else torch.from_numpy(np.ascontiguousarray(images))
     except (TypeError, ValueError) as error:
@@ -73,6 +76,7 @@ def as_rows(images: Any, shape: tuple[int, ...] | None = None) -> Rows:
         )
     require_pixels(pixels)
     own = tuple(pixels.shape[1:])
+    shape = None if shape is None else shape_of_image(shape)
     if shape is not None and not fits(own, shape):
         turned = len(own) == 3 and own == (*shape[1:], shape[0])
         raise ValueError(
@@ -81,6 +85,21 @@ def as_rows(images: Any, shape: tuple[int, ...] | None = None) -> Rows:
         )
     rows = pixels.reshape(len(pixels), -1).contiguous()
     return Rows(rows, tuple(shape) if shape is not None and len(shape) > 1 else pictured(own))
+
+
+def shape_of_image(shape: Sequence[int]) -> tuple[int, ...]:
+    """Return the shape of one image if it is one.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it is not.
+    """
+    if not isinstance(shape, tuple | list | torch.Size):
+        raise TypeError(f"shape must be that of one image, such as (1, 28, 28), but is {type(shape).__name__}")
+    if not shape:
+        raise ValueError("shape must be the shape of one image, such as (1, 28, 28), but is empty")
+    return tuple(checks.count("shape", size) for size in shape)
 
 
 def fits(own: tuple[int, ...], shape: tuple[int, ...]) -> bool:
@@ -144,9 +163,13 @@ def load(path: str | Path) -> Tensor:
     ------
     FileNotFoundError
         If there is no such file or folder.
+    TypeError
+        If it is no path.
     ValueError
         If it holds no images that can be read.
     """
+    if not isinstance(path, str | Path):
+        raise TypeError(f"path must be the path of images, but is {type(path).__name__}")
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"images must be a file or a folder, but there is no {path}")
@@ -172,7 +195,7 @@ def content_of(path: Path) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True)
         content = np.load(path, allow_pickle=False)
         return dict(content) if path.suffix == ".npz" else content
-    except (OSError, ValueError, EOFError, RuntimeError, KeyError, zipfile.BadZipFile, UnpicklingError) as error:
+    except Exception as error:  # a damaged file makes NumPy and torch raise almost anything
         raise unreadable(path, error) from error
 
 

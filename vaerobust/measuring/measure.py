@@ -116,6 +116,9 @@ def measure(  # noqa: PLR0913 - the one call that most readers make names its op
         report.save("out")
     """
     checks.one_of("suspicions", suspicions, REACTIONS)
+    checks.flag("progress", progress)
+    if device is not None and not isinstance(device, str | torch.device):
+        raise TypeError(f"device must be a name such as 'cpu' or 'cuda', but is {type(device).__name__}")
     vae, called_so = unpacked(model)
     if device is not None and isinstance(vae, nn.Module):
         vae = moved(vae, device)

@@ -44,6 +44,8 @@ class Store:
                 there = json.loads(record.read_text())
             except ValueError as error:
                 raise ValueError(f"out must hold parts of this measurement, but {record} is corrupt") from error
+            if not isinstance(there, dict):
+                raise ValueError(f"out must hold parts of this measurement, but {record} is corrupt")
             differ = [key for key in want if there.get(key) != want[key]]
             if differ:
                 raise ValueError(

@@ -22,6 +22,7 @@ from torch.distributions import Distribution, Independent, Normal
 from vaerobust import checks
 from vaerobust.batches import slices
 from vaerobust.contract import called, described, require_evaluation_mode, weights
+from vaerobust.measuring.images import shape_of_image
 
 SCALES: dict[str, Callable[[Tensor], Tensor]] = {
     "sigma": lambda value: value,
@@ -250,15 +251,13 @@ def wrap(
 
         wrap(module, shape=(3, 64, 64), scale="log_variance", normalise=(0.5, 0.5), outputs="normalised")
     """
-    shape = tuple(checks.count("shape", size) for size in shape)
-    if not shape:
-        raise ValueError("shape must be the shape of one image, such as (1, 28, 28), but is empty")
+    shape = shape_of_image(shape)
     if scale is not None:
         checks.one_of("scale", scale, SCALES)
     if outputs is not None:
         checks.one_of("outputs", outputs, OUTPUTS)
-    if logits not in (None, True, False):
-        raise TypeError(f"logits must be True, False or left out, but is {logits!r}")
+    if logits is not None:
+        checks.flag("logits", logits)
     require_evaluation_mode(module)
     model = Wrapped(module, shape, found(module, "encode", encode), found(module, "decode", decode))
     model.scale, model.logits = scale, logits
