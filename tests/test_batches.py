@@ -6,7 +6,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vaerobust import batches
 from vaerobust.batches import blockwise, slices
 
 
@@ -27,11 +26,7 @@ def test_blocks_fill_every_element_and_none_is_too_large(n, samples, rows, dtype
         sizes.append(values[i, j].numel())
         return values[i, j]
 
-    held, batches.ROWS = batches.ROWS, rows
-    try:
-        found = blockwise(block, n, samples, values)
-    finally:
-        batches.ROWS = held
+    found = blockwise(block, n, samples, values, rows)
     assert torch.equal(found, values)
     assert found.dtype == dtype
     assert max(sizes) <= rows
