@@ -42,7 +42,7 @@ from vaerobust.bounds import theorem_1
 from vaerobust.certify.certificates import certified_margin
 from vaerobust.criterion import probability_of_robustness
 from vaerobust.distance import distances
-from vaerobust.margins import MarginSearch, attack_margin, strongest_attack
+from vaerobust.margins import strongest_attack
 from vaerobust.measuring.compare import compare
 from vaerobust.measuring.measure import measure
 from vaerobust.measuring.wrap import wrap
@@ -60,8 +60,6 @@ __all__ = [
     "VAE",
     "AttackSettings",
     "GaussianVAE",
-    "MarginSearch",
-    "attack_margin",
     "certified_margin",
     "compare",
     "distances",
