@@ -72,10 +72,11 @@ CALLS = {
 }
 """A call of each function at some of the points, given by their indices; its seed, if any, is passed on."""
 
-WHOLE_NUMBERS = {"LinearGaussianVAE", "Spec", "search"}
-"""Seeds that are part of what something is: a model's weights, the name of a training run, a run of a benchmark."""
-OWN_TESTS = {"as_generator", "as_number"}
-"""What turns a seed into something else; tested below."""
+WHOLE_NUMBERS = {"LinearGaussianVAE", "Settings", "Spec", "search"}
+"""Seeds that are part of what something is: a model's weights, the settings of a measurement, the name of a training
+run, a run of a benchmark."""
+OWN_TESTS = {"as_generator", "as_number", "measure"}
+"""What turns a seed into something else, tested below; and a whole measurement, tested in test_measuring.py."""
 ONE_POINT = {"algorithm_1_as_printed", "algorithm_2_as_printed"}
 """Functions of a single point, which no batch can be split into."""
 OWN_NOISE = {"sample"}
