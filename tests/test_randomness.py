@@ -22,7 +22,7 @@ from vaerobust.attacks import AttackSettings, latent_attack, maximum_damage, out
 from vaerobust.bounds import theorem_1
 from vaerobust.certify.both_sides import both_sides
 from vaerobust.certify.certificates import certified_margin, certified_r
-from vaerobust.certify.curves import curves
+from vaerobust.certify.curves import broken_r, curves
 from vaerobust.certify.failures import failures
 from vaerobust.certify.violations import ViolationSearch, violations
 from vaerobust.distance import distances, distances_in_random_directions
@@ -51,6 +51,7 @@ CALLS = {
     "attack_margin": lambda i, **s: attack_margin(MODEL, X[i], R[i], attack=QUICK, search=SEARCH, **s),
     "both_sides": lambda i, **s: both_sides(MODEL, X[i], samples=2000, confidence=0.9, **s),
     "certified_margin": lambda i, **s: certified_margin(MODEL, X[i], R[i], samples=5000, refine=2, **s),
+    "broken_r": lambda i, **s: broken_r(MODEL, X[i], RADII, judging_samples=200, attack=QUICK, **s),
     "certified_r": lambda i, **s: certified_r(MODEL, X[i], RADII, samples=5000, refine=2, **s),
     "curves": lambda i, **s: curves(MODEL, X[i], RADII, samples=5000, judging_samples=200, attack=QUICK, **s),
     "distances": lambda i, **s: distances(MODEL, X[i], DELTA[i], **s),
@@ -83,7 +84,15 @@ OWN_NOISE = {"sample"}
 """Functions whose points have noise of their own each, so that a part of a batch meets other noise."""
 TOTALS = {"violations"}
 """Functions that return sums over the points."""
-ATTACKS = {"attack_margin", "latent_attack", "maximum_damage", "output_attack", "strongest_attack", "violations"}
+ATTACKS = {
+    "broken_r",
+    "attack_margin",
+    "latent_attack",
+    "maximum_damage",
+    "output_attack",
+    "strongest_attack",
+    "violations",
+}
 """Functions that attack: steps of an optimiser enlarge roundings, as the attacks' own tests say."""
 CERTIFIES = {"both_sides", "certified_margin", "certified_r", "curves"}
 """Functions that bound the encoder by a descent in single precision, whose roundings are 6e-8 each."""
