@@ -346,7 +346,7 @@ class _Problem(NamedTuple):
     def part(self, points: slice) -> _Part:
         """Return the problem for a slice of the points."""
         x_if_box = self.x[points] if self.box else None
-        return _Part(lambda delta: self.objective(points, delta), self.radius[points], x_if_box, points)
+        return _Part(lambda delta: self.objective(points, delta), self.radius[points], x_if_box)
 
 
 class _Part(NamedTuple):
@@ -355,7 +355,6 @@ class _Part(NamedTuple):
     objective: Callable[[Tensor], Tensor]  # maps perturbations (k, n, d_x) to values (k, n)
     radius: Tensor  # (n,)
     x: Tensor | None  # (n, d_x); None where there is no box
-    points: slice
 
 
 def _optimise(
