@@ -51,7 +51,7 @@ MEMORY = 2**30
 """Default memory budget of the bound in bytes, 1 GB."""
 KEPT = 2500
 """At most so many units are kept over all activations. The time grows with the cube of their number."""
-SHARE = 0.005
+SHARE = 0.001
 """Units are lumped as long as their errors together move the mean by at most this share of what delta does."""
 REACH_FACTORS = (2.0, 1.0, 0.4)
 """Common factors of the multipliers that bound the reach of hidden units; the first sound one is used."""
@@ -327,7 +327,9 @@ class _Walk:
     def visit(self, step: Elementwise, a: Tensor) -> None:
         """Bound the chord slopes of one activation's units, and choose which of them to keep."""
         spread = self._spread(step)  # s
-        reach = self._reach(step) + spread  # q
+        # where no slope is uncertain, as at radius 0 away from kinks, nothing is multiplied by the reach
+        exact = self.radius == 0 and _certain(step, a)
+        reach = spread if exact else self._reach(step) + spread  # q
         ends = step.activation.chord_slopes(a, self.radius * reach.reshape(a.shape))
         low, high = (end.flatten() for end in ends)
         middle, error = (low + high) / 2, (high - low) / 2
@@ -418,6 +420,10 @@ class _Walk:
     def _rows(self, step: Elementwise, kept: Tensor, root: Tensor) -> list[Tensor]:
         """Return the rows e^{1/2} a of the kept units: over delta, then over the kept units of each activation."""
         blocks: dict[str, list[Tensor]] = {source: [root.new_zeros(len(kept), 0)] for source in self.norms}
+        if not len(kept):
+            for columns in self.columns:
+                blocks[columns.source].append(root.new_zeros(0, len(columns.units)))
+            return [torch.cat(parts, 1) for parts in blocks.values()]
         for columns, block in self._at(step):
             blocks[columns.source].append(block[:, kept].T * root[:, None])
         return [torch.cat(parts, 1) for parts in blocks.values()]
@@ -469,6 +475,12 @@ class _Walk:
             lumped = lumped + (gradients[name] * weight) @ gradients[name].T
             lumps = lumps + (lump[0] * size).sum()
         return lumped, lumps
+
+
+def _certain(step: Elementwise, a: Tensor) -> bool:
+    """Return whether each unit of an activation has a single slope at its input, so that none is at a kink."""
+    low, high = step.activation.chord_slopes(a, torch.zeros_like(a))
+    return bool((low == high).all())
 
 
 def encoder_mean(model: GaussianVAE, x: Tensor, *, memory: float = MEMORY) -> Layers | Network:

@@ -35,7 +35,7 @@ from vaerobust.randomness import Seed, as_number
 from vaerobust.zoo.protocol import Spec
 from vaerobust.zoo.weights import Trained
 
-FEWEST = 5_000
+FEWEST = 2_000
 """Draws behind each certificate of a model whose decoder is expensive."""
 CHEAP = 5e6
 """Floating point operations of a decoder that is cheap; the paper's takes 1e6 per image."""
@@ -79,7 +79,7 @@ def measure(  # noqa: PLR0913 - the one call that most readers make names its op
         Of each certificate and of each attack, for each image by itself, in (0, 1).
     samples : int, optional
         Draws of the encoder's noise behind each certificate; other steps draw shares of it. Default: 50,000, and fewer
-        the more operations the decoder takes, down to 5,000. The confidence is the same with fewer draws, the
+        the more operations the decoder takes, down to 2,000. The confidence is the same with fewer draws, the
         certified margins are smaller, and the attack margins larger.
     seed : int or torch.Generator
         See :mod:`vaerobust.randomness`.
