@@ -381,7 +381,17 @@ def test_images_of_another_data_set_are_named(splits, fake_images):
 
 def test_the_manifest_tells_everything(whole, splits):
     record = manifest(whole)
-    assert set(record) == {"spec", "final", "weights_sha256", "data", "seconds", "versions", "hardware", "history", "sha256"}
+    assert set(record) == {
+        "spec",
+        "final",
+        "weights_sha256",
+        "data",
+        "seconds",
+        "versions",
+        "hardware",
+        "history",
+        "sha256",
+    }
     assert Spec(**record["spec"]) == TINY
     assert record["weights_sha256"] == hashlib.sha256(whole.read_bytes()).hexdigest()
     for images in splits:

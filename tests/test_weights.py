@@ -113,7 +113,9 @@ def test_a_damaged_or_foreign_manifest_is_named(change, message, saved):
     path, _ = saved
     content = change(json.loads(path.with_suffix(".json").read_text()))
     path.with_suffix(".json").write_text(content if isinstance(content, str) else json.dumps(content))
-    with pytest.raises(ValueError, match=rf"(?s)mnist_beta1_tau0.5_gaussian_latents3\.safetensors is corrupt .*{message}"):
+    with pytest.raises(
+        ValueError, match=rf"(?s)mnist_beta1_tau0.5_gaussian_latents3\.safetensors is corrupt .*{message}"
+    ):
         load_model(path)
 
 
@@ -156,7 +158,7 @@ def test_a_model_of_another_specification_is_never_taken_for_the_one_asked_for(c
 
 def test_an_unknown_model_lists_those_there_are(saved, tmp_path):
     folder = saved[0].parent
-    with pytest.raises(ValueError, match=r"no model 'mnist_beta7_tau0' in .*; there are: mnist_beta1_tau0.5_gaussian_latents3$"):
+    with pytest.raises(ValueError, match=r"no model 'mnist_beta7_tau0' in .*; there are: mnist_beta1_tau0.5\w+$"):
         pretrained("mnist", 7.0, folder=folder)
     with pytest.raises(ValueError, match=r"no model 'mnist_beta1_tau0_latents2' in .*; there are: none$"):
         pretrained("mnist", latents=2, folder=tmp_path / "empty")

@@ -18,14 +18,15 @@ if TYPE_CHECKING:
 
 MISSING = "a cluster needs the package distributed, which is not installed: pip install 'vaerobust[cluster]'"
 """What is said where Dask is not installed."""
+RETRY = click.option("--retry", is_flag=True, help="Try again what failed in an earlier run.")
+"""The option of commands that keep shards."""
 JOIN = 30
 """Seconds to wait for a scheduler."""
 
 
 def cluster_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options ``--workers``, ``--scheduler`` and ``--retry`` to a command."""
+    """Add the options ``--workers`` and ``--scheduler`` to a command."""
     for option in (
-        click.option("--retry", is_flag=True, help="Try again what failed in an earlier run."),
         click.option("--scheduler", metavar="ADDRESS", help="Compute on this running Dask cluster."),
         click.option("--workers", type=click.IntRange(1), help="Compute on a Dask cluster of so many processes here."),
     ):

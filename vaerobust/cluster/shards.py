@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -144,6 +145,14 @@ class Shards:
             for shard in shards
         ]
         write_atomically(self.folder / MANIFEST, (json.dumps({"shards": rows}, indent=1) + "\n").encode())
+
+    def clear(self) -> None:
+        """Remove the files of all shards, whose results are kept elsewhere."""
+        if self.folder is not None and self.folder.exists():
+            for path in (*self.folder.glob("*.safetensors"), *self.folder.glob("*.json")):
+                path.unlink(missing_ok=True)
+            with suppress(OSError):  # another run may write there
+                self.folder.rmdir()
 
     def _path(self, shard: Shard) -> Path | None:
         return None if self.folder is None else self.folder / f"{shard.name}.safetensors"

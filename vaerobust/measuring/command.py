@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from vaerobust.cluster.connecting import cluster_options, connected
+from vaerobust.cluster.connecting import RETRY, cluster_options, connected
 from vaerobust.measuring.compare import compare
 from vaerobust.measuring.images import load
 from vaerobust.measuring.measure import measure
@@ -47,6 +47,7 @@ COMPARED = "compared"
     "--threads", type=click.IntRange(1), default=1, show_default=True,
     help="Threads that each part is computed on; the last digits may depend on it.",
 )  # fmt: skip
+@RETRY
 @cluster_options
 @click.option("--compare", "other", metavar="MODULE:NAME", help="A second model, measured on the same images.")
 def measure_model(

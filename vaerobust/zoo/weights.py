@@ -52,7 +52,7 @@ def half_precision_bytes(vae: nn.Module) -> bytes:
 
 
 def save_model(path: Path, vae: nn.Module, manifest: Manifest) -> None:
-    """Write the weights to ``path`` and the manifest, with the digests of the weights and of itself, beside it as .json.
+    """Write the weights to ``path``, and beside it as .json the manifest with the digests of the weights and of itself.
 
     Each file is written as a whole or not at all.
     """
