@@ -20,7 +20,7 @@ import pytest
 import torch
 from conftest import ROOT
 from distributed import Client, LocalCluster
-from test_measuring import QUICK, images, model
+from test_measuring import images, model
 
 import vaerobust
 from vaerobust.cluster.connecting import connected, engine_of
@@ -29,6 +29,7 @@ from vaerobust.cluster.running import HOPELESS, Tally, described, run
 from vaerobust.cluster.shards import MANIFEST, Shard, Shards
 from vaerobust.zoo.files import clean_temporaries, write_atomically
 
+QUICK = {"samples": 100, "progress": False}
 pytestmark = pytest.mark.filterwarnings("ignore")  # a cluster that ends warns of what it leaves
 
 

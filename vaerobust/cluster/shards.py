@@ -98,13 +98,16 @@ class Shards:
 
     def save(self, shard: Shard, content: Content) -> bool:
         """Save the result of a shard; return False, and keep the file, if another run has saved it meanwhile."""
-        if self.folder is not None and shard.name not in self.damaged and self.load(shard) is not None:
-            return False
         path = self._path(shard)
         if path is not None:
             tensors = {name: value.contiguous() for name, value in content.tensors.items()}
             raw = seal(tensors, {"shard": asdict(shard), "result": content.record})
-            write_atomically(path, raw)
+            try:
+                write_atomically(path, raw, new=True)
+            except FileExistsError:
+                if self.load(shard) is not None:
+                    return False
+                write_atomically(path, raw)  # what is there is damaged
             self._digests[shard.name] = digest(raw)
             self._error_path(path).unlink(missing_ok=True)
         self.done[shard.name] = content

@@ -13,11 +13,13 @@ from pathlib import Path
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Numbers of the errors that say that there is no room: the disk is full, or a limit of the user or process is met."""
+NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
+"""Numbers of the errors of file systems without hard links; there two writers of one file may both succeed."""
 FORGOTTEN = 24 * 3600
 """Age in seconds above which a temporary file is taken for left behind, whoever wrote it."""
 
 
-def write_atomically(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, content: bytes, *, new: bool = False) -> None:
     """Write a file as a whole: even after a crash, a reader finds the old content or the new one, never a part.
 
     Parameters
@@ -25,15 +27,19 @@ def write_atomically(path: Path, content: bytes) -> None:
     path : path
         Missing parent folders are created.
     content : bytes
+    new : bool
+        Whether a file that is there is kept. Of two processes that write at once, one gets the error.
 
     Raises
     ------
+    FileExistsError
+        If the file must be new and is there.
     OSError
         If it cannot be written. Where there is no room, the message says so and names the file.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _write(path, content)
+        _write(path, content, new)
     except OSError as error:
         if error.errno not in FULL:
             raise
@@ -41,7 +47,7 @@ def write_atomically(path: Path, content: bytes) -> None:
         raise OSError(error.errno, reason, str(path)) from error
 
 
-def _write(path: Path, content: bytes) -> None:
+def _write(path: Path, content: bytes, new: bool) -> None:
     """Write a temporary file beside ``path`` and rename it; its name says who writes it."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.{_writer()}.", suffix=".tmp")
     try:
@@ -50,7 +56,16 @@ def _write(path: Path, content: bytes) -> None:
             stream.flush()
             os.fsync(stream.fileno())
         Path(temporary).chmod(0o644)  # mkstemp gives 0600, with which other users could not read an installed package
-        Path(temporary).replace(path)
+        if new:
+            try:
+                path.hardlink_to(temporary)  # unlike renaming, this fails where the file is there
+            except OSError as error:
+                if error.errno not in NO_LINKS:
+                    raise
+                Path(temporary).replace(path)
+            Path(temporary).unlink(missing_ok=True)
+        else:
+            Path(temporary).replace(path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
