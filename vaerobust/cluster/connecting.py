@@ -5,6 +5,7 @@ Start reading at :func:`connected`.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -71,7 +72,9 @@ def connected(workers: int | None, scheduler: str | None) -> Iterator[Client | N
             yield client
         return
     with (
-        LocalCluster(n_workers=workers, threads_per_worker=1, processes=True, dashboard_address=":0") as cluster,
+        LocalCluster(
+            n_workers=workers, threads_per_worker=1, processes=True, dashboard_address=":0", silence_logs=logging.ERROR
+        ) as cluster,
         Client(cluster) as client,
     ):
         click.echo(f"dashboard: {client.dashboard_link}", err=True)

@@ -75,6 +75,7 @@ class Dask:
 
     def __init__(self, client: Client) -> None:
         self.client = client
+        self.gone = False
 
     def begin(self, work: Work) -> None:
         """Send the work to the workers.
@@ -135,6 +136,8 @@ class Dask:
 
     def end(self) -> None:
         """Cancel the calls that are not done, and take the work from the workers."""
+        if self.gone:
+            return
         try:
             self.client.cancel(list(self.running), force=True)
             self.client.unregister_worker_plugin(self.name)
@@ -143,6 +146,8 @@ class Dask:
 
     def lost(self) -> int:
         """Return how many workers left the cluster since the work began."""
+        if self.gone:
+            return 0
         try:
             return self._removed() - self._deaths
         except (OSError, CancelledError, RuntimeError, TimeoutError):
@@ -156,4 +161,5 @@ class Dask:
         return self.client.scheduler.address if self.client.scheduler else "the cluster"
 
     def _gone(self) -> ConnectionError:
+        self.gone = True
         return ConnectionError(f"the scheduler {self._address()} is gone; what was done is kept: run again to go on")
