@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import pickle
 import resource
 import signal
 import subprocess
@@ -24,7 +25,7 @@ from test_measuring import images, model
 
 import vaerobust
 from vaerobust.cluster.connecting import connected, engine_of
-from vaerobust.cluster.engines import Call, Here, Pool, Work
+from vaerobust.cluster.engines import Call, Here, Pool, Work, compact
 from vaerobust.cluster.running import HOPELESS, Tally, described, run
 from vaerobust.cluster.shards import MANIFEST, Shard, Shards
 from vaerobust.zoo.files import clean_temporaries, write_atomically
@@ -403,6 +404,11 @@ def test_without_dask_the_error_says_what_to_install(monkeypatch):
     for attempt in (lambda: connected(1, None).__enter__(), lambda: engine_of(object())):
         with pytest.raises(ValueError, match=r"pip install 'vaerobust\[cluster\]'"):
             attempt()
+
+
+def test_a_shard_takes_its_own_images_along_and_no_others():
+    images_of_one = compact((torch.zeros(10_000, 784)[:1], "text"))
+    assert len(pickle.dumps(images_of_one)) < 2 * 784 * 4
 
 
 def test_the_number_of_threads_is_restored_after_a_call():

@@ -13,7 +13,7 @@ from typing import Any
 import cloudpickle
 from distributed import Client, Future, KilledWorker, WorkerPlugin, as_completed, get_worker
 
-from vaerobust.cluster.engines import Call, Outcome, Timed, Work
+from vaerobust.cluster.engines import Call, Outcome, Timed, Work, compact
 from vaerobust.zoo.machine import versions
 
 PACKAGES = ("torch", "numpy", "scipy")
@@ -106,7 +106,7 @@ class Dask:
         """Give a call to the cluster."""
         try:
             future = self.client.submit(
-                on_worker, self.name, call.arguments, key=f"{call.name}-{self.name}-{uuid.uuid4().hex}", pure=False
+                on_worker, self.name, compact(call.arguments), key=f"{call.name}-{self.name}-{uuid.uuid4().hex}", pure=False
             )  # fmt: skip
         except (OSError, CancelledError, RuntimeError) as error:
             raise self._gone() from error

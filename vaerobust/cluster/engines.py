@@ -35,6 +35,11 @@ class Call(NamedTuple):
     arguments: tuple[Any, ...]
 
 
+def compact(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return arguments whose tensors own their memory: a part of a tensor would travel with the whole of it."""
+    return tuple(one.clone() if isinstance(one, torch.Tensor) else one for one in arguments)
+
+
 class Timed(NamedTuple):
     """What a function returned, with the seconds of wall time and of processor time that it took."""
 
@@ -168,7 +173,7 @@ class Pool:
 
     def submit(self, call: Call) -> None:
         """Give a call to the pool."""
-        self.running[self.pool.submit(in_pool, call.arguments)] = call.name
+        self.running[self.pool.submit(in_pool, compact(call.arguments))] = call.name
 
     def next(self) -> Outcome:
         """Wait until a call is done.
