@@ -104,10 +104,9 @@ class Dask:
 
     def submit(self, call: Call) -> None:
         """Give a call to the cluster."""
+        key = f"{call.name}-{self.name}-{uuid.uuid4().hex}"
         try:
-            future = self.client.submit(
-                on_worker, self.name, compact(call.arguments), key=f"{call.name}-{self.name}-{uuid.uuid4().hex}", pure=False
-            )  # fmt: skip
+            future = self.client.submit(on_worker, self.name, compact(call.arguments), key=key, pure=False)
         except (OSError, CancelledError, RuntimeError) as error:
             raise self._gone() from error
         self.running[future] = call.name
