@@ -2,6 +2,7 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 PYTHON ?= python3
+DEVICE ?= cpu
 BIN := .venv/bin
 # Empty files that record what .venv holds: what the book needs, and also what the tests need.
 BOOK := .venv/.book
@@ -48,8 +49,8 @@ data: $(BOOK) ## Fetch MNIST and fashion-MNIST into the cache
 serve: ## Show the built book at http://127.0.0.1:8000
 	$(PYTHON) -m http.server 8000 --bind 127.0.0.1 --directory _build/html
 
-bench: $(BOOK) ## Time our functions against alternatives and print the ratios
-	$(BIN)/python tests/bench.py
+bench: $(BOOK) ## Time our functions against alternatives, and how they scale; with DEVICE=cuda on a GPU
+	$(BIN)/python tests/bench.py --device $(DEVICE)
 
 lint: $(TEST) ## Check style, types, the direction of imports and spelling, in notebooks too
 	$(BIN)/ruff check .

@@ -10,7 +10,7 @@ import pytest
 from conftest import ALARM
 from scipy import stats
 
-from vaerobust.study import benchmarks, equal_error, growth, timing
+from vaerobust.study import benchmarks, equal_error, growth, scaling, timing
 from vaerobust.zoo.protocol import Spec
 
 
@@ -111,3 +111,30 @@ def test_without_torchvision_the_comparison_says_what_it_needs(tmp_path, monkeyp
     monkeypatch.setitem(sys.modules, "torchvision", None)  # which makes the import fail
     with pytest.raises(ImportError, match=r"this comparison needs torchvision: pip install 'vaerobust\[book\]'"):
         benchmarks.data_loader_epoch(10, Spec(), tmp_path)
+
+
+def test_scaling_times_shards_and_plans_for_many():
+    """On one worker, with next to no work; the plan is arithmetic."""
+    one = scaling.strong_scaling([1], shards=2, samples=200)
+    assert one.workers == (1,)
+    assert one.speed_up == (1.0,)
+    assert min(one.seconds + one.core_seconds) > 0
+    extra = scaling.overhead(shards=3)
+    assert extra.size > 15 * 784 * 4
+    assert min(extra.here, extra.cluster) > 0
+    plan = scaling.planned(1001, 10, 2.0, scaling.Overhead(0.001, 0.5, 100), 50)
+    assert (plan.shards, plan.results, plan.weights, plan.images) == (201, 20_100, 500, 1001 * 3136)
+    assert plan.core_hours == pytest.approx(2002 / 3600)
+    assert plan.caller == pytest.approx(201 * 0.5 / 200.2)
+    assert plan.most_workers == pytest.approx(1 / plan.caller)
+
+
+def test_the_performance_table_has_everything_on_one_device():
+    table = scaling.performance("cpu", draws=(500, 2000), most=1000, batches=2)
+    assert table["task"].tolist() == [
+        "certificate, 500 draws", "certificate, 2,000 draws", "attack margin", "training epoch",
+        "15 models from scratch",
+    ]  # fmt: skip
+    assert (table["seconds"] > 0).all()
+    assert table["note"].tolist()[:2] == ["", "scaled from 1,000 draws"]
+    assert set(table["device"]) == {"cpu"}

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
+import os
 from dataclasses import asdict, dataclass, fields, replace
 from typing import ClassVar
 
@@ -18,6 +20,7 @@ from vaerobust.attacks import AttackSettings
 from vaerobust.bounds import theorem_1
 from vaerobust.certify.both_sides import both_sides
 from vaerobust.certify.curves import curves
+from vaerobust.cluster import engines
 from vaerobust.likelihood import log_likelihood
 from vaerobust.study import measurements, summaries
 from vaerobust.study.choices import CHOICES, DEFAULT, FIXED_R, Choice
@@ -399,8 +402,7 @@ def brief(kind):
 @pytest.fixture
 def in_this_process(monkeypatch):
     """Let commands work here, without what they change for a process of their own."""
-    monkeypatch.setattr(commands, "ProcessPoolExecutor", Here)
-    monkeypatch.setattr(commands, "as_completed", list)
+    monkeypatch.setattr(commands, "Pool", PoolHere)
     monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)
     monkeypatch.setattr(torch, "set_flush_denormal", lambda mode: None)
     level = logging.getLogger("vaerobust").level
@@ -417,7 +419,7 @@ def test_the_study_trains_what_is_missing_and_keeps_what_is_there(fake_images, t
     monkeypatch.setattr(commands, "MEASUREMENTS", measured)
     monkeypatch.setattr(commands.data, "load", lambda dataset, split="test": splits[split == "test"])
 
-    def train_all(missing, trainer, jobs):
+    def train_all(missing, trainer, where, threads):
         trained.extend(missing)
         for spec in missing:
             train(spec, *splits, trainer.folder)
@@ -453,18 +455,83 @@ def test_training_by_command_calls_the_protocol(fake_images, tmp_path, monkeypat
     assert "no model's name contains 'nothing'" in refused.output
 
 
-class Here:
-    """A pool that runs what it is given at once."""
+class PoolHere(engines.Here):
+    """A pool that computes in this process."""
 
-    def __init__(self, *_, **__):
-        pass
+    def __init__(self, jobs):
+        assert jobs >= 1
 
-    def __enter__(self):
-        return self
 
-    def __exit__(self, *_):
-        return False
+@pytest.mark.parametrize("option", ["--jobs", "--epochs", "--images", "--workers"])
+@pytest.mark.parametrize("value", ["0", "-5"])
+def test_numbers_below_one_are_refused_by_the_commands(option, value, tmp_path):
+    done = CliRunner().invoke(commands.main, ["train", "--folder", str(tmp_path), option, value])
+    assert done.exit_code == 2
+    assert f"Invalid value for '{option}'" in done.output
+    assert not list(tmp_path.iterdir())
 
-    def submit(self, function, *arguments):
-        result = function(*arguments)
-        return type("Done", (), {"result": lambda self: result})()
+
+@pytest.mark.usefixtures("in_this_process")
+def test_a_full_disk_is_one_line_and_the_other_models_are_trained(fake_images, tmp_path, monkeypatch):
+    splits = {split: fake_images(60, split) for split in ("train", "test")}
+    monkeypatch.setattr(commands, "MODELS", {"paper": (TINY, replace(TINY, seed=1))})
+    monkeypatch.setattr(commands.data, "load", lambda dataset, split="test": splits[split])
+    honest, calls = os.fsync, []
+
+    def full_at_first(handle):
+        calls.append(1)
+        if len(calls) == 1:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        honest(handle)
+
+    monkeypatch.setattr(os, "fsync", full_at_first)
+    arguments = ["train", "--folder", str(tmp_path), "--epochs", "1", "--images", "40"]
+    done = CliRunner().invoke(commands.main, arguments)
+    assert done.exit_code == 1
+    assert "No space left on device: " in done.output
+    assert "Error: 1 models are missing" in done.output
+    assert [path.stem for path in tmp_path.glob("*.safetensors")] == [replace(TINY, seed=1).name]
+    assert CliRunner().invoke(commands.main, arguments, catch_exceptions=False).exit_code == 0
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+@dataclass(frozen=True, eq=False)
+class Pixels(Summary):
+    """A summary that is measured in blocks."""
+
+    kind: ClassVar[str] = "pixels"
+
+    sums: torch.Tensor
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_a_summary_of_blocks_is_the_same_after_a_failure_and_waits_until_it_is_complete(
+    fake_images, tmp_path, monkeypatch
+):
+    images, broken = fake_images(60, "test"), [True]
+
+    def block(vae, x):
+        if broken[0] and torch.equal(x[0], images.pixels[10]):
+            raise ZeroDivisionError("in the second block")
+        return {"sums": x.double().sum(1)}
+
+    blocks = measurements.Blocks(
+        35, block, lambda origin, parts: Pixels(origin, torch.cat([part["sums"] for part in parts])), size=10
+    )
+    monkeypatch.setattr(commands, "MEASUREMENTS", (Measurement(Pixels, (TINY,), blocks),))
+    monkeypatch.setattr(commands.data, "load", lambda dataset, split="test": images)
+    train(TINY, fake_images(200, "train"), images, tmp_path / "models")
+    arguments = ["study", "--folder", str(tmp_path / "models"), "--summaries", str(tmp_path / "out"), "--jobs", "1"]
+    missing = CliRunner().invoke(commands.main, arguments)
+    assert missing.exit_code == 1
+    assert "000010: ZeroDivisionError: in the second block" in missing.output
+    assert "Error: 1 shards are missing" in missing.output
+    assert not (tmp_path / "out").exists()
+    broken[0] = False
+    again = CliRunner().invoke(commands.main, arguments)
+    assert again.exit_code == 1
+    assert "not tried again" in again.output
+    assert CliRunner().invoke(commands.main, [*arguments, "--retry"], catch_exceptions=False).exit_code == 0
+    found = load(TINY, Pixels, folder=tmp_path / "out")
+    assert found.sums.tolist() == pytest.approx(images.pixels[:35].double().sum(1).tolist(), rel=1e-4)
+    assert not (tmp_path / "models/shards" / f"{TINY.name}.pixels").exists()

@@ -15,14 +15,23 @@ from vaerobust.zoo.machine import Hardware
 from vaerobust.zoo.manifest import Epoch, FinalTerms, ImagesUsed, Manifest, SplitsUsed
 from vaerobust.zoo.protocol import COMPANIONS, CONVOLUTIONAL, GRID, Spec
 from vaerobust.zoo.training import evaluate
-from vaerobust.zoo.weights import SHIPPED, Trained, half_precision_bytes, load_model, pretrained, save_model
+from vaerobust.zoo.weights import (
+    SHIPPED,
+    Trained,
+    half_precision_bytes,
+    load_model,
+    manifest_bytes,
+    pretrained,
+    read_manifest,
+    save_model,
+)
 
 SPEC = Spec(hidden=16, latents=3, tau=0.5, likelihood="gaussian")
 TERMS = (-90.0, -70.0, 20.0, -92.0, -71.0, 21.0)
 IMAGES = ImagesUsed("made for a test", 10, "0" * 64)
 MANIFEST = Manifest(
     SPEC, FinalTerms(*TERMS), SplitsUsed(IMAGES, IMAGES), 1.5, {"python": "3.11.0"}, Hardware("none", 1),
-    (Epoch(1.5, *TERMS),), "",
+    (Epoch(1.5, *TERMS),), "", "",
 )  # fmt: skip
 MEGABYTES = 2.5e6
 
@@ -30,7 +39,7 @@ MEGABYTES = 2.5e6
 @pytest.fixture
 def saved(tmp_path):
     """A small model on disk, its path."""
-    path = tmp_path / "mnist_beta1_tau0.5.safetensors"
+    path = tmp_path / f"{SPEC.name}.safetensors"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         vae = VAE(784, 16, 3, tau=0.5, likelihood="gaussian")
@@ -48,9 +57,10 @@ def test_a_saved_model_comes_back_rounded_to_half_precision(saved):
     assert (trained.vae.tau, trained.vae.likelihood, trained.vae.latents) == (0.5, "gaussian", 3)
     assert not any(weight.requires_grad for weight in trained.vae.parameters())
     digest = hashlib.sha256(half_precision_bytes(vae)).hexdigest()
-    assert trained.manifest == replace(MANIFEST, weights_sha256=digest)
+    assert trained.manifest == replace(MANIFEST, weights_sha256=digest, sha256=trained.manifest.sha256)
     assert load_model(str(path)).manifest == trained.manifest
-    assert pretrained("mnist", tau=0.5, folder=path.parent).manifest == trained.manifest
+    named = pretrained("mnist", tau=0.5, likelihood="gaussian", latents=3, folder=path.parent)
+    assert named.manifest == trained.manifest
 
 
 def test_saving_again_gives_the_same_bytes(saved):
@@ -62,11 +72,11 @@ def test_saving_again_gives_the_same_bytes(saved):
 def test_a_missing_file_is_named(saved):
     path, _ = saved
     path.with_suffix(".json").rename(path.with_suffix(".bak"))
-    with pytest.raises(FileNotFoundError, match=r"mnist_beta1_tau0.5\.json"):
+    with pytest.raises(FileNotFoundError, match=r"mnist_beta1_tau0.5_gaussian_latents3\.json"):
         load_model(path)
     path.with_suffix(".bak").rename(path.with_suffix(".json"))
     path.unlink()
-    with pytest.raises(FileNotFoundError, match=r"mnist_beta1_tau0.5\.safetensors"):
+    with pytest.raises(FileNotFoundError, match=r"mnist_beta1_tau0.5_gaussian_latents3\.safetensors"):
         load_model(path)
 
 
@@ -76,7 +86,7 @@ def test_a_missing_file_is_named(saved):
 def test_damaged_weights_are_named(how, saved):
     path, _ = saved
     path.write_bytes(how(path.read_bytes()))
-    with pytest.raises(ValueError, match=r"mnist_beta1_tau0.5\.safetensors is corrupt .*SHA-256"):
+    with pytest.raises(ValueError, match=r"mnist_beta1_tau0.5_gaussian_latents3\.safetensors is corrupt .*SHA-256"):
         load_model(path)
 
 
@@ -89,20 +99,23 @@ def test_damaged_weights_are_named(how, saved):
         (lambda m: "{}", "spec is missing"),
         (lambda m: {k: v for k, v in m.items() if k != "weights_sha256"}, "weights_sha256 is missing"),
         (lambda m: m | {"spec": None}, "spec must be an object, but is None"),
-        (lambda m: m | {"spec": m["spec"] | {"hidden": 17}}, "size mismatch"),
+        (lambda m: m | {"spec": m["spec"] | {"hidden": 17}}, "the manifest's SHA-256 is not the one in it"),
         (lambda m: m | {"spec": m["spec"] | {"likelihood": "poisson"}}, "likelihood must be one of .*'poisson'"),
         (lambda m: m | {"colour": "red"}, "colour is not a field of Manifest"),
         (lambda m: m | {"spec": m["spec"] | {"gamma": 2.0}}, "spec.gamma is not a field of Spec"),
         (lambda m: m | {"final": m["final"] | {"test_kl": "much"}}, "final.test_kl must be a number, but is 'much'"),
         (lambda m: m | {"history": [{"seconds": 1.0}]}, r"history\[0\].train_elbo is missing"),
-        (lambda m: m | {"weights_sha256": "0" * 64}, "SHA-256 is not the one"),
+        (lambda m: m | {"weights_sha256": "0" * 64}, "the manifest's SHA-256 is not the one"),
+        (lambda m: {k: v for k, v in m.items() if k != "sha256"}, "sha256 is missing"),
     ],
 )  # fmt: skip
 def test_a_damaged_or_foreign_manifest_is_named(change, message, saved):
     path, _ = saved
     content = change(json.loads(path.with_suffix(".json").read_text()))
     path.with_suffix(".json").write_text(content if isinstance(content, str) else json.dumps(content))
-    with pytest.raises(ValueError, match=rf"(?s)mnist_beta1_tau0.5\.safetensors is corrupt .*{message}"):
+    with pytest.raises(
+        ValueError, match=rf"(?s)mnist_beta1_tau0.5_gaussian_latents3\.safetensors is corrupt .*{message}"
+    ):
         load_model(path)
 
 
@@ -111,14 +124,41 @@ def test_files_that_are_no_safetensors_are_named_even_with_the_right_digest(save
     path.write_bytes(b"x" * 99)
     manifest = json.loads(path.with_suffix(".json").read_text())
     manifest["weights_sha256"] = hashlib.sha256(b"x" * 99).hexdigest()
-    path.with_suffix(".json").write_text(json.dumps(manifest))
+    path.with_suffix(".json").write_bytes(manifest_bytes(manifest))
     with pytest.raises(ValueError, match="is corrupt .*SafetensorError"):
         load_model(path)
 
 
+def test_every_byte_of_a_manifest_is_checked(saved):
+    """With one bit of any byte changed, and with it another byte, the model is not loaded."""
+    path, _ = saved
+    content = path.with_suffix(".json").read_bytes()
+    for at in range(len(content)):
+        for bit in (1, 2, 32):
+            changed = content[:at] + bytes([content[at] ^ bit]) + content[at + 1 :]
+            with pytest.raises(ValueError, match=r"."):
+                read_manifest(changed)
+    path.with_suffix(".json").write_bytes(content.replace(b'"tau": 0.5', b'"tau": 0.7'))
+    with pytest.raises(ValueError, match="the manifest's SHA-256 is not the one in it"):
+        load_model(path)
+
+
+@pytest.mark.parametrize("change", [{"tau": 0.1}, {"likelihood": "bernoulli"}, {"scale": "exp"}])
+def test_a_model_of_another_specification_is_never_taken_for_the_one_asked_for(change, saved):
+    """Neither by its name nor by its specification, though both files are whole and belong together."""
+    path, _ = saved
+    manifest = json.loads(path.with_suffix(".json").read_text())
+    manifest["spec"] |= change
+    path.with_suffix(".json").write_bytes(manifest_bytes(manifest))
+    with pytest.raises(ValueError, match=r"must be the model .*_tau0.5_gaussian_latents3, but its manifest says"):
+        pretrained("mnist", tau=0.5, likelihood="gaussian", latents=3, folder=path.parent)
+    with pytest.raises(ValueError, match="is of another run"):
+        load_model(path, SPEC)
+
+
 def test_an_unknown_model_lists_those_there_are(saved, tmp_path):
     folder = saved[0].parent
-    with pytest.raises(ValueError, match=r"no model 'mnist_beta7_tau0' in .*; there are: mnist_beta1_tau0.5$"):
+    with pytest.raises(ValueError, match=r"no model 'mnist_beta7_tau0' in .*; there are: mnist_beta1_tau0.5\w+$"):
         pretrained("mnist", 7.0, folder=folder)
     with pytest.raises(ValueError, match=r"no model 'mnist_beta1_tau0_latents2' in .*; there are: none$"):
         pretrained("mnist", latents=2, folder=tmp_path / "empty")

@@ -13,9 +13,11 @@ from typing import Any
 
 import click
 
+from vaerobust.cluster.connecting import RETRY, cluster_options, connected
 from vaerobust.measuring.compare import compare
 from vaerobust.measuring.images import load
 from vaerobust.measuring.measure import measure
+from vaerobust.measuring.parts import FAILED
 from vaerobust.measuring.probe import REACTIONS
 from vaerobust.measuring.report import Report
 from vaerobust.zoo.files import write_atomically
@@ -41,20 +43,31 @@ COMPARED = "compared"
     "--suspicions", type=click.Choice(REACTIONS), default="raise", show_default=True,
     help="What happens where something looks like a common mistake.",
 )  # fmt: skip
+@click.option(
+    "--threads", type=click.IntRange(1), default=1, show_default=True,
+    help="Threads that each part is computed on; the last digits may depend on it.",
+)  # fmt: skip
+@RETRY
+@cluster_options
 @click.option("--compare", "other", metavar="MODULE:NAME", help="A second model, measured on the same images.")
-def measure_model(model: str, images: Path, out: Path, other: str | None, **options: Any) -> None:
+def measure_model(
+    model: str, images: Path, out: Path, other: str | None, workers: int | None, scheduler: str | None, **options: Any
+) -> None:  # fmt: skip
     """Measure how robust a VAE is at some images, and write a report.
 
     MODULE is a module that can be imported or the path of a .py file. NAME in it is a model, or a function without
     arguments that returns one. IMAGES is a .npy, .npz or .pt file or a folder of PNGs, with pixels in [0, 1] or of 8
-    bits. An interrupted measurement is resumed by the same command.
+    bits. An interrupted measurement is resumed by the same command. With --workers or --scheduler a Dask cluster
+    computes the parts, and not a digit changes.
     """
     try:
         pixels = load(images)
-        report = measure(named_model(model), pixels, out=out, name=model.split(":")[-1], **options)
-        pages = [report.save(out)]
-        if other is not None:
-            pages += compared(report, other, pixels, out, options)
+        with connected(workers, scheduler) as client:
+            options["client"] = client
+            report = measure(named_model(model), pixels, out=out, name=model.split(":")[-1], **options)
+            pages = [report.save(out)]
+            if other is not None:
+                pages += compared(report, other, pixels, out, options)
     except (TypeError, ValueError, OSError) as error:
         raise click.ClickException(str(error)) from error
     click.echo(str(report))
@@ -63,6 +76,8 @@ def measure_model(model: str, images: Path, out: Path, other: str | None, **opti
         click.echo(f"not measured: {names}: {reason}")
     for path in pages:
         click.echo(f"report: {path}")
+    if any(reason.startswith(FAILED) for reason in report.missing.values()):
+        raise click.ClickException("some images could not be measured; --retry tries them again")
 
 
 def compared(report: Report, other: str, pixels: Any, out: Path, options: dict[str, Any]) -> list[Path]:

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import platform
+import sys
 import warnings
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -22,9 +24,24 @@ from tqdm import tqdm
 
 from vaerobust import checks
 from vaerobust.batches import slices
+from vaerobust.cluster.connecting import engine_of
+from vaerobust.cluster.engines import Call, Engine, Here, Timed, Work
+from vaerobust.cluster.running import Tally, described, run
+from vaerobust.cluster.shards import Shard
 from vaerobust.contract import called, weights
 from vaerobust.measuring.images import Rows, as_rows
-from vaerobust.measuring.parts import SAMPLES, WEIGHT, Part, Settings, joined, measured_curve, measured_part
+from vaerobust.measuring.parts import (
+    SAMPLES,
+    WEIGHT,
+    CurvePlan,
+    Part,
+    Settings,
+    curve_plan,
+    failed_part,
+    joined,
+    measured_curve,
+    measured_part,
+)
 from vaerobust.measuring.probe import REACTIONS, SuspicionWarning, probe
 from vaerobust.measuring.record import Curve, Run
 from vaerobust.measuring.report import Report
@@ -34,6 +51,9 @@ from vaerobust.model import GaussianVAE
 from vaerobust.randomness import Seed, as_number
 from vaerobust.zoo.protocol import Spec
 from vaerobust.zoo.weights import Trained
+
+if TYPE_CHECKING:
+    from distributed import Client
 
 FEWEST = 2_000
 """Draws behind each certificate of a model whose decoder is expensive."""
@@ -60,6 +80,9 @@ def measure(  # noqa: PLR0913 - the one call that most readers make names its op
     name: str | None = None,
     suspicions: str = "raise",
     progress: bool = True,
+    client: Client | None = None,
+    threads: int = 1,
+    retry: bool = False,
 ) -> Report:
     """Measure every bound on the robustness of a VAE at some images.
 
@@ -95,7 +118,14 @@ def measure(  # noqa: PLR0913 - the one call that most readers make names its op
         What happens where the model or the images look like a common mistake; see
         :func:`vaerobust.measuring.probe.probe`.
     progress : bool
-        Whether to show a progress bar with the time that is left.
+        Whether to show a progress bar with the time that is left, and in the end what became of all parts.
+    client : distributed.Client, optional
+        A Dask cluster that computes the parts; default: this process. Not a digit depends on it. ``device`` is then
+        that of the workers.
+    threads : int
+        Threads that each part is computed on, here and on the workers. With another number the last digits may differ.
+    retry : bool
+        Whether parts that failed in an earlier run are tried again. If not, they stay missing.
 
     Returns
     -------
@@ -106,6 +136,8 @@ def measure(  # noqa: PLR0913 - the one call that most readers make names its op
     TypeError, ValueError
         If an argument is out of range, the model does not do what is assumed of it, or ``out`` holds parts of another
         measurement.
+    OSError
+        If a part cannot be saved, or the cluster is gone. Finished parts stay, and the same call goes on from them.
 
     Examples
     --------
@@ -117,10 +149,12 @@ def measure(  # noqa: PLR0913 - the one call that most readers make names its op
     """
     checks.one_of("suspicions", suspicions, REACTIONS)
     checks.flag("progress", progress)
+    checks.flag("retry", retry)
+    engine: Engine = Here() if client is None else engine_of(client)
     if device is not None and not isinstance(device, str | torch.device):
         raise TypeError(f"device must be a name such as 'cpu' or 'cuda', but is {type(device).__name__}")
     vae, called_so = unpacked(model)
-    if device is not None and isinstance(vae, nn.Module):
+    if device is not None and client is None and isinstance(vae, nn.Module):
         vae = moved(vae, device)
     rows = as_rows(images, getattr(vae, "shape", None))
     if first is not None:
@@ -129,11 +163,12 @@ def measure(  # noqa: PLR0913 - the one call that most readers make names its op
     vae = on_rows(vae, rows)
     doubts = probed(vae, rows.pixels, suspicions)
     samples = affordable(vae, rows.pixels) if samples is None else samples
-    settings = Settings(level, r, confidence, samples, as_number(seed, rows.pixels))
-    run = Run(name or called_so, asdict(settings), *digests(vae, rows), conventions(vae), versions(), doubts)
-    store = Store(None if out is None else Path(out) / "parts", run)
-    parts, curve = measured(vae, rows.pixels, settings, store, progress)
-    return assembled(run, rows, vae, parts, curve)
+    settings = Settings(level, r, confidence, samples, as_number(seed, rows.pixels), threads)
+    what = Run(name or called_so, asdict(settings), *digests(vae, rows), conventions(vae), versions(), doubts)
+    store = Store(None if out is None else Path(out) / "parts", what)
+    subject = Subject(vae, settings, None if client is None or device is None else str(device))
+    parts, curve = Measuring(subject, rows.pixels, store, engine, progress, retry).measured()
+    return assembled(what, rows, parts, curve)
 
 
 def unpacked(model: Any) -> tuple[Any, str]:
@@ -250,33 +285,165 @@ def versions() -> dict[str, str]:
     return found
 
 
-def measured(
-    model: GaussianVAE, x: Tensor, settings: Settings, store: Store, progress: bool
-) -> tuple[list[Part], Part]:  # fmt: skip
-    """Measure all parts that are not there yet, and then the curves."""
-    parts: list[Part] = []
-    total = sum(WEIGHT.values()) * len(x)
-    with tqdm(total=total, desc="measuring", disable=not progress, bar_format=BAR) as bar:
-        for at in slices(len(x), PART):
-            size = len(x[at])
-            name = f"{at.start:06d}"
-            part = store.load(name)
-            if part is None:
+@dataclass
+class Subject:
+    """What all parts share; workers get it once.
 
-                def tick(what: str, size: int = size) -> None:
-                    bar.update(WEIGHT[what] * size)
+    Attributes
+    ----------
+    model : GaussianVAE
+    settings : Settings
+    device : str, optional
+        Where a worker moves the model.
+    tick : callable, optional
+        Told the name of each step that is done, for a progress bar; not on workers.
+    """
 
-                part = store.save(name, measured_part(model, x[at], settings, tick))
+    model: GaussianVAE
+    settings: Settings
+    device: str | None = None
+    tick: Callable[[str], None] | None = None
+
+
+def measured_shard(subject: Subject, x: Tensor, plan: CurvePlan | None = None) -> Part:
+    """Measure one part, here or on a worker: every bound at some images or, with a plan, the curves at them."""
+    model: Any = subject.model
+    if subject.device is not None and isinstance(model, nn.Module):
+        model = moved(model, subject.device)
+    x = like_weights(model, x).clone()  # memory that begins at a round address, like that of what a worker receives
+    if plan is not None:
+        return measured_curve(model, x, plan, subject.settings)
+    return measured_part(model, x, subject.settings, subject.tick or (lambda step: None))
+
+
+class Measuring:
+    """The measurement of all parts on an engine, with a progress bar.
+
+    Parameters
+    ----------
+    subject : Subject
+    x : Tensor, shape (n, d_x)
+    store : Store
+    engine : Engine
+    progress : bool
+    retry : bool
+    """
+
+    def __init__(
+        self, subject: Subject, x: Tensor, store: Store, engine: Engine, progress: bool, retry: bool
+    ) -> None:  # fmt: skip
+        self.subject, self.x, self.store, self.engine = subject, x, store, engine
+        self.progress, self.retry = progress, retry
+        names = [store.shard(f"{at.start:06d}", at.start, at.stop) for at in slices(len(x), PART)]
+        self.shards = {one.name: one for one in names}
+        self.curve = store.shard("curve", 0, len(x))
+        self.parts: dict[str, Part] = {}
+        self.error: BaseException | None = None
+        self.current = ""
+
+    def measured(self) -> tuple[list[Part], Part]:
+        """Measure all parts that are not there yet, and then the curves; return them.
+
+        Raises
+        ------
+        Exception
+            That of the first part that failed, if there is none that did not.
+        """
+        every = [*self.shards.values(), self.curve]
+        try:
+            tally = self._measure()
+        finally:
+            self.store.shards.write_manifest(every)
+        if not self.parts:
+            first = next(iter(tally.failed.values()))
+            raise self.error or RuntimeError(f"every part failed, and only retry tries them again: {first}")
+        if self.progress:
+            tqdm.write(str(tally), file=sys.stderr)
+        parts = [self.parts.get(name) or self._failed(shard, tally) for name, shard in self.shards.items()]
+        curve = self.parts.get("curve") or Part({}, {"curve": "they need every part, and some are missing"})
+        return parts, curve
+
+    def _failed(self, shard: Shard, tally: Tally) -> Part:
+        reason = tally.failed.get(shard.name, "it was not tried, since the others failed")
+        return failed_part(shard.stop - shard.start, reason, self.x)
+
+    def _measure(self) -> Tally:
+        tally, calls = Tally(), []
+        for name, shard in self.shards.items():
+            if self._there(shard):
+                tally.found += 1
+            elif not self.retry and (reason := self.store.shards.failure(shard)) is not None:
+                tally.failed[name] = f"{reason} (in an earlier run; not tried again)"
             else:
-                bar.update(sum(WEIGHT.values()) * size)
-                bar.unpause()
-            parts.append(part)
-        bar.set_description("curves")
-        curve = store.load("curve") or store.save("curve", measured_curve(model, x, joined(parts), settings))
-    return parts, curve
+                calls.append(Call(name, (self.x[shard.start : shard.stop].cpu(),)))
+        before = sum(self.shards[name].stop - self.shards[name].start for name in self.parts)
+        steps = sum(WEIGHT.values())
+        with tqdm(
+            total=steps * len(self.x), initial=steps * before, disable=not self.progress, bar_format=BAR
+        ) as bar:  # fmt: skip
+            self._run(calls, bar, tally)
+            if len(self.parts) == len(self.shards):
+                bar.set_description_str("curves")
+                self._measure_curve(tally)
+        tally.damaged = len(self.store.shards.damaged)
+        return tally
+
+    def _run(self, calls: list[Call], bar: Any, tally: Tally) -> None:
+        """Measure parts, and move the bar: in this process by each step of a part, else by each part."""
+        here = isinstance(self.engine, Here)
+
+        def size(name: str) -> int:
+            return self.shards[name].stop - self.shards[name].start
+
+        def watch(name: str = "") -> None:
+            images = sum(map(size, self.parts))
+            bar.set_description_str(f"{len(self.parts)} of {len(self.shards)} shards, {images} of {len(self.x)} images")
+            if name and not here:
+                bar.update(sum(WEIGHT.values()) * size(name))
+
+        watch()
+        if here:
+            self.subject.tick = lambda step: bar.update(WEIGHT[step] * size(self.current))
+        work = Work(measured_shard, self.subject, self.subject.settings.threads)
+        run(calls, work, self.engine, self._keep, fail=self._fail, there=self._there_now, watch=watch, tally=tally)
+
+    def _measure_curve(self, tally: Tally) -> None:
+        """Measure the curves, once all parts are there."""
+        plan = curve_plan(joined([self.parts[name] for name in self.shards]))
+        if plan is None:
+            self.parts["curve"] = Part({}, {"curve": "they need attacks, and there are none"})
+        elif self._there(self.curve):
+            tally.found += 1
+        else:
+            self.subject.tick = None
+            work = Work(measured_shard, self.subject, self.subject.settings.threads)
+            call = Call("curve", (self.x[plan.images.to(self.x.device)].cpu(), plan))
+            run([call], work, self.engine, self._keep, fail=self._fail, tally=tally)
+
+    def _shard(self, name: str) -> Shard:
+        return self.shards.get(name, self.curve)
+
+    def _there(self, shard: Shard) -> bool:
+        part = self.store.load(shard)
+        if part is not None:
+            self.parts[shard.name] = part
+        return part is not None
+
+    def _there_now(self, name: str) -> bool:
+        self.current = name
+        return self._there(self._shard(name))
+
+    def _keep(self, name: str, result: Timed) -> bool:
+        kept = self.store.save(self._shard(name), result.value)
+        self.parts[name] = result.value
+        return kept
+
+    def _fail(self, name: str, error: BaseException) -> None:
+        self.error = self.error or error
+        self.store.shards.fail(self._shard(name), described(error))
 
 
-def assembled(run: Run, rows: Rows, model: GaussianVAE, parts: list[Part], curve: Part) -> Report:
+def assembled(run: Run, rows: Rows, parts: list[Part], curve: Part) -> Report:
     """Return the report of all parts."""
     missing: dict[str, str] = {}
     for start, part in zip(range(0, len(rows.pixels), PART), parts, strict=True):

@@ -42,6 +42,8 @@ CURVE_SHARE = 0.4
 """Share of the samples that the curves get."""
 FAILS = (RuntimeError, ValueError, TypeError, NotImplementedError)
 """What a measurement may raise where a model is not made for it."""
+FAILED = "the shard failed: "
+"""How the reason begins where a whole part failed."""
 WEIGHT = {"r": 1, "p_low": 10, "theorem_1": 1, "certified": 6, "second_moment": 2, "attack": 8, "random_direction": 1}
 """Rough shares of the time, for the progress bar."""
 
@@ -61,6 +63,8 @@ class Settings:
     samples : int
         Draws behind each certificate.
     seed : int
+    threads : int
+        Threads that each part is computed on: with another number, sums are rounded in another order.
     """
 
     level: float = 0.9
@@ -68,11 +72,13 @@ class Settings:
     confidence: float = 0.999
     samples: int = 50_000
     seed: int = 0
+    threads: int = 1
 
     def __post_init__(self) -> None:
         checks.probability("level", self.level)
         checks.probability("confidence", self.confidence)
         checks.count("samples", self.samples)
+        checks.count("threads", self.threads)
         if self.r is not None:
             checks.positive("r", self.r, zero=True)
 
@@ -234,32 +240,56 @@ def joined(parts: list[Part]) -> dict[str, Tensor]:
     return whole
 
 
-def measured_curve(model: GaussianVAE, x: Tensor, found: dict[str, Tensor], settings: Settings) -> Part:
-    """Measure the least r for perturbations of some sizes, for the least and the most robust image and a middle one.
+def failed_part(size: int, reason: str, like: Tensor) -> Part:
+    """Return what stands for a part that failed: no number at any of its images, and the reason for each column."""
+    columns = ("r", "p_low", "theorem_1", "spectral", "whitened", "certified", "half_space", "second_moment",
+               "decoder_aware", "attack", "random_direction", "error")  # fmt: skip
+    r = torch.full((size,), torch.nan, dtype=like.dtype)
+    return Part({"r": r}, dict.fromkeys(columns, f"{FAILED}{reason}"))
+
+
+class CurvePlan(NamedTuple):
+    """Which curves are drawn: of which images, at which norms R, and whether anything was certified."""
+
+    images: Tensor
+    radii: list[float]
+    certified: bool
+
+
+def curve_plan(found: dict[str, Tensor]) -> CurvePlan | None:
+    """Choose the least and the most robust image, one in the middle, and norms; None where nothing was attacked."""
+    attack = found.get("attack", torch.zeros(0))
+    order = attack.nan_to_num(nan=torch.inf).argsort()
+    order = order[: int((~attack.isnan()).sum())] if attack.isnan().any() else order
+    if not len(order):
+        return None
+    chosen = order[torch.linspace(0, len(order) - 1, min(CURVE_IMAGES, len(order))).round().long()]
+    certified = found.get("certified", attack.new_zeros(0))
+    certified = certified[certified > 0]
+    radii = [share * float(certified.median()) for share in CURVE_CERTIFIED if len(certified)]
+    radii += [share * float(attack.nanmedian()) for share in CURVE_ATTACKED]
+    radii = sorted({float(f"{one:.3g}") for one in radii if math.isfinite(one)})
+    return CurvePlan(chosen, radii, bool(len(certified)))
+
+
+def measured_curve(model: GaussianVAE, x: Tensor, plan: CurvePlan, settings: Settings) -> Part:
+    """Measure the least r for perturbations of some sizes, at the images ``x`` that were chosen.
 
     Where nothing is certified, only the r that attacks break are measured, and the certified ones are infinite.
     """
-    if "attack" not in found:
-        return Part({}, {"curve": "they need attacks, and there are none"})
-    order = found["attack"].nan_to_num(nan=torch.inf).argsort()
-    chosen = order[torch.linspace(0, len(order) - 1, min(CURVE_IMAGES, len(order))).round().long()]
-    certified = found.get("certified", found["attack"].new_zeros(0))
-    certified = certified[certified > 0]
-    radii = [share * float(certified.median()) for share in CURVE_CERTIFIED if len(certified)]
-    radii += [share * float(found["attack"].nanmedian()) for share in CURVE_ATTACKED]
-    radii = sorted({float(f"{one:.3g}") for one in radii if math.isfinite(one)})
+    radii = plan.radii
     judging, confidence, seed = settings.search.judging_samples, settings.confidence, settings.seed + 300
     try:
-        if len(certified):
+        if plan.certified:
             both = curves(
-                model, x[chosen], radii, samples=max(1, int(CURVE_SHARE * settings.samples)),
+                model, x, radii, samples=max(1, int(CURVE_SHARE * settings.samples)),
                 judging_samples=judging, confidence=confidence, seed=seed,
             )  # fmt: skip
             safe, broken = both.certified, both.broken
         else:
-            broken = broken_r(model, x[chosen], radii, judging_samples=judging, confidence=confidence, seed=seed)
+            broken = broken_r(model, x, radii, judging_samples=judging, confidence=confidence, seed=seed)
             safe = torch.full_like(broken, torch.inf)
     except FAILS as error:
         return Part({}, {"curve": " ".join(str(error).split())})
-    tensors = {"radii": torch.tensor(radii), "certified": safe, "broken": broken, "images": chosen}
+    tensors = {"radii": torch.tensor(radii), "certified": safe, "broken": broken, "images": plan.images}
     return Part({name: value.detach().cpu() for name, value in tensors.items()}, {})

@@ -1,7 +1,8 @@
 """Finished parts of a measurement on disk, so that an interrupted one goes on where it stopped.
 
-Each part is one file, written as a whole or not at all. Beside them lies a record of what they are parts of; parts of
-another measurement are refused, and never mixed. Start reading at :class:`Store`.
+Each part is a shard: one sealed file, written as a whole or not at all, with a digest inside. Beside them lie a record
+of what they are parts of, and a manifest that lists them; parts of another measurement are refused, and never mixed.
+Start reading at :class:`Store`.
 """
 
 from __future__ import annotations
@@ -9,12 +10,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as tensors_as_bytes
-
+from vaerobust.cluster.shards import Content, Shard, Shards
 from vaerobust.measuring.parts import Part
 from vaerobust.measuring.record import Run
-from vaerobust.zoo.files import write_atomically
+from vaerobust.zoo.files import digest, write_atomically
 
 
 class Store:
@@ -27,6 +26,11 @@ class Store:
     run : Run
         What they are parts of.
 
+    Attributes
+    ----------
+    shards : Shards
+        The files.
+
     Raises
     ------
     ValueError
@@ -34,7 +38,9 @@ class Store:
     """
 
     def __init__(self, folder: Path | None, run: Run) -> None:
-        self.folder = folder
+        self.run = run
+        self.shards = Shards(folder)
+        self._settings = digest(json.dumps(run.identity(), sort_keys=True).encode())
         if folder is None:
             return
         record = folder / "run.json"
@@ -55,25 +61,15 @@ class Store:
         else:
             write_atomically(record, (json.dumps(want, indent=1) + "\n").encode())
 
-    def load(self, name: str) -> Part | None:
+    def shard(self, name: str, start: int, stop: int) -> Shard:
+        """Return what identifies a part: its name and its range of images."""
+        return Shard(name, self.run.weights_sha256, self.run.images_sha256, start, stop, self._settings)
+
+    def load(self, shard: Shard) -> Part | None:
         """Return a part that is there; None if it is missing or damaged."""
-        path = self._path(name)
-        if path is None or not path.exists():
-            return None
-        try:
-            with safe_open(path, framework="pt") as file:
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - it is no dictionary
-                return Part(tensors, json.loads((file.metadata() or {})["missing"]))
-        except (SafetensorError, OSError, KeyError, ValueError):
-            return None  # it is measured again
+        found = self.shards.load(shard)
+        return None if found is None else Part(found.tensors, found.record["missing"])
 
-    def save(self, name: str, part: Part) -> Part:
-        """Save a part as a whole or not at all, and return it."""
-        path = self._path(name)
-        if path is not None:
-            tensors = {key: value.contiguous() for key, value in part.tensors.items()}
-            write_atomically(path, tensors_as_bytes(tensors, {"missing": json.dumps(part.missing)}))
-        return part
-
-    def _path(self, name: str) -> Path | None:
-        return None if self.folder is None else self.folder / f"{name}.safetensors"
+    def save(self, shard: Shard, part: Part) -> bool:
+        """Save a part as a whole or not at all; return whether no other run had saved it meanwhile."""
+        return self.shards.save(shard, Content(part.tensors, {"missing": part.missing}))

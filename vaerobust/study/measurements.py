@@ -22,7 +22,7 @@ from vaerobust.attacks import AttackSettings, maximum_damage
 from vaerobust.batches import slices
 from vaerobust.bounds import theorem_1_quotient
 from vaerobust.certify.both_sides import BothSides, both_sides
-from vaerobust.certify.curves import curves
+from vaerobust.certify.curves import Curves, curves
 from vaerobust.contract import check_model, rows_at_once
 from vaerobust.criterion import distance_quantile, probability_of_robustness
 from vaerobust.distance import distances
@@ -50,7 +50,7 @@ from vaerobust.study.records import (
     Summary,
 )
 from vaerobust.zoo.data import Images
-from vaerobust.zoo.machine import hardware, versions
+from vaerobust.zoo.machine import Hardware, hardware, versions
 from vaerobust.zoo.protocol import COMPANIONS, GRID, SUMMARISED, Spec
 from vaerobust.zoo.training import images_used
 from vaerobust.zoo.weights import Trained
@@ -91,6 +91,8 @@ CONFIDENCE = 0.999
 """Confidence of each certificate, and of each attack's test where margins are enclosed from both sides."""
 BOTH_SIDES_IMAGES = 100
 """Number of first test images whose margins, and whose least r, are enclosed from both sides."""
+BLOCK = 100
+"""Images that are measured together in these, and so lost together where a worker dies."""
 KEPT_PERTURBATIONS = 10
 """Number of first test images for which the attacks' perturbations are stored."""
 
@@ -261,37 +263,79 @@ def measure_attacks(trained: Trained, images: Images) -> AttackSummary:
     return AttackSummary(provenance(trained, images, start), all_images, first_images, ALL_IMAGES_ATTACK)
 
 
-def measure_both_sides(trained: Trained, images: Images) -> BothSidesSummary:
-    """Enclose the margins of the first images from both sides; keep the perturbations of a few of them."""
-    start = time.perf_counter()
-    found = both_sides(trained.vae, images.pixels[:BOTH_SIDES_IMAGES], confidence=CONFIDENCE)
-    own, fixed = (with_few_perturbations(part) for part in (found.own, found.fixed))
-    return BothSidesSummary(provenance(trained, images, start), CONFIDENCE, own, fixed)
+def both_sides_block(vae: GaussianVAE, x: Tensor) -> dict[str, Tensor]:
+    """Enclose the margins of some images from both sides; keep the perturbations of a few of them.
+
+    The perturbations are in half precision, to keep the files small.
+    """
+    found = both_sides(vae, x, confidence=CONFIDENCE)
+    blocks: dict[str, Tensor] = {}
+    for part, bounds in (("own", found.own), ("fixed", found.fixed)):
+        few = replace(bounds, delta=bounds.delta[:KEPT_PERTURBATIONS].half())
+        blocks |= {f"{part}.{field.name}": getattr(few, field.name) for field in fields(few)}
+    return blocks
 
 
-def with_few_perturbations(found: BothSides) -> BothSides:
-    """Return the bounds with only the first few perturbations, in half precision, to keep the files small."""
-    return replace(found, delta=found.delta[:KEPT_PERTURBATIONS].half())
+def both_sides_summary(provenance: Provenance, blocks: list[dict[str, Tensor]]) -> BothSidesSummary:
+    """Return the summary of blocks in order."""
+    parts = {}
+    for part in ("own", "fixed"):
+        names = [field.name for field in fields(BothSides)]
+        joined = {name: torch.cat([block[f"{part}.{name}"] for block in blocks]) for name in names}
+        parts[part] = BothSides(**joined | {"delta": joined["delta"][:KEPT_PERTURBATIONS]})
+    return BothSidesSummary(provenance, CONFIDENCE, **parts)
 
 
-def measure_curves(trained: Trained, images: Images) -> CurvesSummary:
-    """Enclose the least r of the first images for perturbations of each norm."""
-    start = time.perf_counter()
-    found = curves(trained.vae, images.pixels[:BOTH_SIDES_IMAGES], RADII_OF_CURVES, confidence=CONFIDENCE)
-    return CurvesSummary(provenance(trained, images, start), found)
+def curves_block(vae: GaussianVAE, x: Tensor) -> dict[str, Tensor]:
+    """Enclose the least r of some images for perturbations of each norm."""
+    found = curves(vae, x, RADII_OF_CURVES, confidence=CONFIDENCE)
+    return {"radii": found.radii, "certified": found.certified, "broken": found.broken}
+
+
+def curves_summary(provenance: Provenance, blocks: list[dict[str, Tensor]]) -> CurvesSummary:
+    """Return the summary of blocks in order."""
+    certified, broken = (torch.cat([block[name] for block in blocks], dim=1) for name in ("certified", "broken"))
+    return CurvesSummary(provenance, Curves(blocks[0]["radii"], certified, broken, CONFIDENCE))
 
 
 def provenance(trained: Trained, images: Images, start: float) -> Provenance:
     """Return what was measured and on what machine. ``start`` is the ``time.perf_counter`` when it began."""
+    return provenance_of(trained, images, time.perf_counter() - start, hardware())
+
+
+def provenance_of(trained: Trained, images: Images, seconds: float, machine: Hardware) -> Provenance:
+    """Return what was measured, how long it took, and on what machine."""
     return Provenance(
         spec=trained.manifest.spec,
         final=trained.manifest.final,
         weights_sha256=trained.manifest.weights_sha256,
         data=images_used(images),
-        seconds=time.perf_counter() - start,
+        seconds=seconds,
         versions=versions("torch", "numpy", "scipy"),
-        hardware=hardware(),
+        hardware=machine,
     )
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """How a measurement is cut into blocks of images, and put together again.
+
+    Attributes
+    ----------
+    images : int
+        Number of first test images that are measured.
+    measure : callable
+        Maps a model and the images of a block, shape (n, d_x), to tensors by name.
+    joined : callable
+        Maps the provenance and the tensors of all blocks, in order, to the summary.
+    size : int
+        Images that are measured together. The attack's last digits depend on it.
+    """
+
+    images: int
+    measure: Callable[[GaussianVAE, Tensor], dict[str, Tensor]]
+    joined: Callable[[Provenance, list[dict[str, Tensor]]], Summary]
+    size: int = BLOCK
 
 
 @dataclass(frozen=True)
@@ -304,13 +348,13 @@ class Measurement:
         A subclass of :class:`vaerobust.study.records.Summary`.
     specs : tuple of Spec
         The models that have such a summary.
-    measure : callable
-        Maps a model and test images to the summary.
+    measure : callable or Blocks
+        Maps a model and test images to the summary; or how its blocks are measured, each of them a shard.
     """
 
     kind: type[Summary]
     specs: tuple[Spec, ...]
-    measure: Callable[[Trained, Images], Any]
+    measure: Callable[[Trained, Images], Any] | Blocks
 
 
 CHOICES_MODELS = tuple(Spec("mnist", beta) for beta in (0.1, 1.0, 5.0))
@@ -325,7 +369,7 @@ MEASUREMENTS = (
     Measurement(ModelSummary, SUMMARISED, measure_model),
     Measurement(ChoicesSummary, CHOICES_MODELS, measure_choices),
     Measurement(AttackSummary, ATTACKED_MODELS, measure_attacks),
-    Measurement(BothSidesSummary, GRID, measure_both_sides),
-    Measurement(CurvesSummary, GRID, measure_curves),
+    Measurement(BothSidesSummary, GRID, Blocks(BOTH_SIDES_IMAGES, both_sides_block, both_sides_summary)),
+    Measurement(CurvesSummary, GRID, Blocks(BOTH_SIDES_IMAGES, curves_block, curves_summary)),
 )
 """All measurements, in the order in which they are made."""

@@ -103,6 +103,8 @@ class Manifest:
         One per epoch, with seven significant digits.
     weights_sha256 : str
         SHA-256 of the file of the weights.
+    sha256 : str
+        SHA-256 of this manifest, as :mod:`vaerobust.zoo.weights` writes it without this field.
     """
 
     spec: Spec
@@ -113,3 +115,4 @@ class Manifest:
     hardware: Hardware
     history: tuple[Epoch, ...]
     weights_sha256: str
+    sha256: str

@@ -11,24 +11,21 @@ uninterrupted run.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
 from torch import Tensor
 
 from vaerobust.model import LikelihoodVAE, elbo_terms, kl_to_prior, total_correlation
 from vaerobust.zoo.data import Images
-from vaerobust.zoo.files import digest, write_atomically
+from vaerobust.zoo.files import clean_temporaries, digest, write_atomically
 from vaerobust.zoo.machine import hardware, versions
 from vaerobust.zoo.manifest import Epoch, FinalTerms, ImagesUsed, Manifest, SplitsUsed
 from vaerobust.zoo.protocol import Spec
+from vaerobust.zoo.sealed import BROKEN, seal, unseal
 from vaerobust.zoo.typed_json import from_plain, to_plain
 from vaerobust.zoo.weights import load_model, save_model
 
@@ -142,8 +139,7 @@ class Run:
             tensors |= {f"adam.{i}.{name}": value for name, value in moments.items()}
         tensors["generator"] = self.generator.get_state()
         state = {"spec": asdict(self.spec), "data": self.data, "history": to_plain(self.history)}
-        record = {"record": json.dumps(state)}
-        return save(tensors, record | {"sha256": digest(save(tensors, record))})
+        return seal(tensors, state)
 
     def resume(self, path: Path) -> None:
         """Continue from the state in a checkpoint file.
@@ -154,10 +150,10 @@ class Run:
             If the file is corrupt, or is of another run.
         """
         try:
-            tensors, record = read_checkpoint(path.read_bytes())
+            tensors, record = unseal(path.read_bytes())
             spec, data = record["spec"], record["data"]
             history = from_plain(tuple[Epoch, ...], record["history"], "history")
-        except (SafetensorError, ValueError, KeyError) as error:
+        except BROKEN as error:
             raise ValueError(f"checkpoint {path} is corrupt ({error}); delete it to train from the start") from error
         if spec != asdict(self.spec):
             raise ValueError(f"checkpoint {path} is of another run, {spec}; delete it to train {asdict(self.spec)}")
@@ -173,23 +169,6 @@ class Run:
         self.adam.load_state_dict({"state": moments, "param_groups": self.adam.state_dict()["param_groups"]})
         self.generator.set_state(tensors["generator"])
         self.history = list(history)
-
-
-def read_checkpoint(content: bytes) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return the tensors of a checkpoint file, and the record in its header.
-
-    Raises
-    ------
-    SafetensorError, ValueError, KeyError
-        If the content is not what :meth:`Run.checkpoint` wrote.
-    """
-    tensors = load(content)
-    # A safetensors file begins with the length of its header, in 8 bytes.
-    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
-    record = json.loads(header["record"])
-    if digest(save(tensors, {"record": header["record"]})) != header["sha256"]:
-        raise ValueError("its content is not what was written")
-    return tensors, record
 
 
 def objective(vae: LikelihoodVAE, x: Tensor, eta: Tensor, spec: Spec) -> tuple[Tensor, Tensor, Tensor]:
@@ -252,9 +231,11 @@ def train(
         If the folder has a checkpoint or a model of this name that is corrupt or comes from another run.
     """
     folder = Path(folder)
+    for end in ("safetensors", "json", "checkpoint"):
+        clean_temporaries(folder, f"{spec.name}.{end}.*")
     weights, manifest, checkpoint = (folder / f"{spec.name}.{end}" for end in ("safetensors", "json", "checkpoint"))
     if weights.exists() and manifest.exists():
-        found = load_model(weights).manifest
+        found = load_model(weights, spec).manifest
         digests = {"train": found.data.train.sha256, "test": found.data.test.sha256}
         if (found.spec, digests) != (spec, data_digests(train_images, test_images)):
             raise ValueError(f"{manifest} is of another run; choose another folder or delete it")
@@ -273,7 +254,7 @@ def train(
 
 
 def describe(run: Run) -> Manifest:
-    """Return the manifest of a finished run; :func:`vaerobust.zoo.weights.save_model` adds the weights' digest."""
+    """Return the manifest of a finished run; :func:`vaerobust.zoo.weights.save_model` adds the digests."""
     train, test = evaluate(run.vae, run.pixels), evaluate(run.vae, run.test_pixels)
     return Manifest(
         spec=run.spec,
@@ -284,6 +265,7 @@ def describe(run: Run) -> Manifest:
         hardware=hardware(str(run.pixels.device)),
         history=tuple(with_seven_digits(epoch) for epoch in run.history),
         weights_sha256="",
+        sha256="",
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load, save
@@ -51,23 +52,50 @@ def half_precision_bytes(vae: nn.Module) -> bytes:
 
 
 def save_model(path: Path, vae: nn.Module, manifest: Manifest) -> None:
-    """Write the weights to ``path`` and the manifest, with the digest of the weights, beside it as .json.
+    """Write the weights to ``path``, and beside it as .json the manifest with the digests of the weights and of itself.
 
     Each file is written as a whole or not at all.
     """
     content = half_precision_bytes(vae)
-    manifest = replace(manifest, weights_sha256=digest(content))
     write_atomically(path, content)
-    write_atomically(path.with_suffix(".json"), (json.dumps(to_plain(manifest), indent=1) + "\n").encode())
+    record = to_plain(replace(manifest, weights_sha256=digest(content)))
+    write_atomically(path.with_suffix(".json"), manifest_bytes(record))
 
 
-def load_model(path: str | Path) -> Trained:
+def manifest_bytes(manifest: dict[str, Any]) -> bytes:
+    """Return the file of a manifest's fields, with its digest, which covers everything but the digest itself."""
+    blank = _text(manifest | {"sha256": ""})
+    return _text(manifest | {"sha256": digest(blank)})
+
+
+def _text(plain: dict[str, Any]) -> bytes:
+    return (json.dumps(plain, indent=1) + "\n").encode()
+
+
+def read_manifest(content: bytes) -> Manifest:
+    """Return the manifest in a file.
+
+    Raises
+    ------
+    ValueError
+        If one byte is not as it was written.
+    """
+    plain = json.loads(content)
+    manifest = from_plain(Manifest, plain)
+    if manifest_bytes(plain) != content:  # of the file's own fields, since later versions may have more
+        raise ValueError("the manifest's SHA-256 is not the one in it")
+    return manifest
+
+
+def load_model(path: str | Path, spec: Spec | None = None) -> Trained:
     """Load a model that :func:`vaerobust.zoo.training.train` wrote.
 
     Parameters
     ----------
     path : path
         The .safetensors file; its manifest lies beside it as .json.
+    spec : Spec, optional
+        What the model must be. A model of any other training run is an error.
 
     Returns
     -------
@@ -78,11 +106,11 @@ def load_model(path: str | Path) -> Trained:
     FileNotFoundError
         If the weights or the manifest are missing.
     ValueError
-        If either is corrupt, or the manifest belongs to other weights.
+        If either is corrupt, the manifest belongs to other weights, or the model is another one than ``spec``.
     """
     path = Path(path)
     try:
-        manifest = from_plain(Manifest, json.loads(path.with_suffix(".json").read_text()))
+        manifest = read_manifest(path.with_suffix(".json").read_bytes())
         content = path.read_bytes()
         if digest(content) != manifest.weights_sha256:
             raise ValueError("its SHA-256 is not the one in its manifest")
@@ -91,6 +119,8 @@ def load_model(path: str | Path) -> Trained:
         vae.load_state_dict(weights)  # copies into float32
     except (ValueError, TypeError, SafetensorError, RuntimeError) as error:
         raise ValueError(f"model {path} is corrupt ({type(error).__name__}: {error})") from error
+    if spec is not None and manifest.spec != spec:
+        raise ValueError(f"{path.with_suffix('.json')} is of another run; choose another folder or delete it")
     return Trained(vae.eval().requires_grad_(False), manifest)
 
 
@@ -120,11 +150,15 @@ def pretrained(
     Raises
     ------
     ValueError
-        If there is no such model; the message lists the models in the folder.
+        If there is no such model, and the message lists the models in the folder; or if the file of that name holds
+        another one.
     """
     name = Spec(dataset, beta, tau, **other).name  # type: ignore[arg-type]
     path = Path(folder) / f"{name}.safetensors"
     if not path.exists():
         names = ", ".join(sorted(p.stem for p in Path(folder).glob("*.safetensors"))) or "none"
         raise ValueError(f"no model {path.stem!r} in {folder}; there are: {names}")
-    return load_model(path)
+    trained = load_model(path)
+    if trained.manifest.spec.name != name:
+        raise ValueError(f"{path} must be the model {name}, but its manifest says {trained.manifest.spec.name}")
+    return trained
