@@ -44,9 +44,14 @@ def show_table(frame: pd.DataFrame, caption: str, name: str, digits: int | Mappi
         raise ValueError(f"name must be 'tab-' and words in lower case with hyphens, but is {name!r}")
     plain = frame.reset_index() if any(frame.index.names) else frame
     text = pd.DataFrame({column: written(plain[column], digits) for column in plain.columns})
-    numeric = [column for column in plain.columns if pd.api.types.is_numeric_dtype(plain[column])]
+    numeric = [column for column in plain.columns if is_number(plain[column])]
     data = {"text/html": as_html(text, caption), "text/markdown": as_markdown(text, numeric), "text/plain": caption}
     display(data, raw=True, metadata={"text/markdown": {"table": name, "caption": caption}})
+
+
+def is_number(column: pd.Series) -> bool:
+    """Tell whether a column holds numbers, and not truth values."""
+    return pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column)
 
 
 def written(column: pd.Series, digits: int | Mapping[str, int]) -> list[str]:
