@@ -4,7 +4,8 @@ The table of contents and references name the source, ``notebooks/NAME.md``. :fu
 the executed copy. This copy is in the output folder of the build, which the environment variable ``VAEROBUST_OUT``
 names. This module also
 
-- puts a box below the title that says when, on what machine and from which data the outputs were computed;
+- puts a box below the title, or below the findings there: when, on what machine and from which data the outputs were
+  computed;
 - hands the alternative text of each figure to the page;
 - inserts verdicts below the cells that measured claims;
 - makes tables with numbers and captions of what ``vaerobust.page.tables`` put on the page.
@@ -178,14 +179,20 @@ def box(name: str, notebook: NotebookNode, record: dict[str, Any], run: dict[str
 
 
 def insert_below_title(notebook: NotebookNode, line: str) -> bool:
-    """Insert a paragraph of class ``executed`` below the title of a notebook; tell whether there is a title."""
+    """Insert a paragraph of class ``executed`` below the title of a notebook; tell whether there is a title.
+
+    If the findings stand directly below the title, in a box that opens with ``:::``, the paragraph comes below them.
+    """
     if not notebook.cells or notebook.cells[0].cell_type != "markdown":
         return False
     lines = notebook.cells[0].source.split("\n")
     title = next((i for i, text in enumerate(lines) if text.startswith("# ")), None)
     if title is None:
         return False
-    lines[title + 1 : title + 1] = ["", "{.executed}", line, ""]
+    after = next((i for i in range(title + 1, len(lines)) if lines[i].strip()), title + 1)
+    boxed = after < len(lines) and lines[after].startswith(":::{")
+    below = 1 + (lines.index(":::", after) if boxed else title)
+    lines[below:below] = ["", "{.executed}", line, ""]
     notebook.cells[0].source = "\n".join(lines)
     return True
 

@@ -25,7 +25,8 @@ def show_table(frame: pd.DataFrame, caption: str, name: str, digits: int | Mappi
     Parameters
     ----------
     frame : DataFrame
-        One row per row of the table. Each named level of the index becomes a column.
+        One row per row of the table. Each named level of the index becomes a column, whose numbers are written in
+        full.
     caption : str
         What the table shows, with units, as Markdown in one line.
     name : str
@@ -43,6 +44,8 @@ def show_table(frame: pd.DataFrame, caption: str, name: str, digits: int | Mappi
     if not NAME.fullmatch(name):
         raise ValueError(f"name must be 'tab-' and words in lower case with hyphens, but is {name!r}")
     plain = frame.reset_index() if any(frame.index.names) else frame
+    labels = [name for name in frame.index.names if name]
+    plain = plain.assign(**{name: [label(value) for value in plain[name]] for name in labels})
     text = pd.DataFrame({column: written(plain[column], digits) for column in plain.columns})
     numeric = [column for column in plain.columns if is_number(plain[column])]
     data = {"text/html": as_html(text, caption), "text/markdown": as_markdown(text, numeric), "text/plain": caption}
@@ -52,6 +55,11 @@ def show_table(frame: pd.DataFrame, caption: str, name: str, digits: int | Mappi
 def is_number(column: pd.Series) -> bool:
     """Tell whether a column holds numbers, and not truth values."""
     return pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column)
+
+
+def label(value: object) -> str:
+    """Return a number of the index in full, as ``0.1`` or ``5``, and everything else as it is."""
+    return f"{value:g}" if isinstance(value, Real) else str(value)
 
 
 def written(column: pd.Series, digits: int | Mapping[str, int]) -> list[str]:
