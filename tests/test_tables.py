@@ -46,6 +46,11 @@ def test_entries_are_rounded_and_never_nan(shown):
     assert metadata == {"text/markdown": {"table": "tab-radii", "caption": "Radii, in pixels."}}
 
 
+def test_what_rounds_to_zero_has_no_sign(shown):
+    show_table(pd.DataFrame({"gap": [-0.001, -1.5]}), "Gaps.", "tab-gaps")
+    assert shown[0][0]["text/markdown"].split("\n")[2:] == ["| 0.00 |", "| -1.50 |"]
+
+
 def test_a_notebook_opened_elsewhere_shows_table_and_caption(shown):
     show_table(FRAME, "Radii < 21.", "tab-radii")
     html = shown[0][0]["text/html"]

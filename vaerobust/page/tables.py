@@ -75,7 +75,8 @@ def entry(value: Any, places: int) -> str:
     if isinstance(value, Integral):
         return f"{int(value):,}"
     if isinstance(value, Real):
-        return "–" if math.isnan(value) else f"{float(value):,.{places}f}"
+        # "z" writes what rounds to zero without a sign
+        return "–" if math.isnan(value) else f"{float(value):z,.{places}f}"
     return str(value)
 
 
