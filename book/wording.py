@@ -103,6 +103,11 @@ def in_full(claim: Claim) -> str:
     )
 
 
+def verdict(claim: Claim) -> str:
+    """Return the verdict on a claim as words within a sentence, which link to the claim's entry."""
+    return f"{{ref}}`{WORDS[claim['verdict']]} <{entry(claim['name'])}>`"
+
+
 def line(claim: Claim, *, changed: bool = False) -> str:
     """Return what a notebook shows below the cell that measured a claim: the verdict, and a link to the claim's entry.
 

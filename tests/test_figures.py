@@ -60,6 +60,39 @@ def test_images_are_shown_as_bitmaps_on_white_with_alt_text(shown, figure):
     assert not plt.fignum_exists(figure.number)
 
 
+@pytest.mark.parametrize("width", [3.0, 6.5, 10.0])
+def test_no_text_is_below_seven_points_in_print(shown, width):
+    with matplotlib.rc_context():
+        set_style()
+        figure, axes = plt.subplots(figsize=(width, 3))
+        axes.plot([0, 1], [1, 0], label="falls")
+        axes.legend(fontsize=4)
+        axes.set_title("small", fontsize=5)
+        axes.tick_params(labelsize=3)
+        figure.canvas.draw()
+        show(figure, "A line falls.")
+    scale = min(1, figures.PRINT_WIDTH / width)
+    sizes = [text.get_fontsize() for text in figure.findobj(matplotlib.text.Text)]
+    assert scale * min(sizes) >= figures.SMALLEST_PRINT - 1e-9
+
+
+def test_colours_of_an_ordered_quantity_grow_lighter():
+    colours = figures.sequence(6)
+    lightness = [sum(share * part for share, part in zip((0.2, 0.7, 0.1), colour, strict=True)) for colour in colours]
+    assert (np.diff(lightness) > 0).all()
+    with pytest.raises(ValueError, match="n must be"):
+        figures.sequence(0)
+
+
+def test_a_legend_beside_hides_nothing(figure):
+    (axes,) = figure.axes
+    axes.lines[0].set_label("falls")
+    figures.legend_beside(axes, "line")
+    figure.canvas.draw()
+    legend = axes.get_legend().get_window_extent()
+    assert legend.x0 >= axes.get_window_extent().x1
+
+
 def test_an_equal_figure_gives_equal_bytes(shown):
     with matplotlib.rc_context():
         set_style()

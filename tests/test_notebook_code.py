@@ -5,11 +5,14 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import jupytext
 import notebook_code
 import pytest
 from conftest import ROOT
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.md"))
+REWRITTEN = [path for path in NOTEBOOKS if path.stem[:2] in {"01", "02", "03", "04", "06", "07", "08"}]
+"""The chapters whose visible code is short already."""
 
 PAGE = """\
 ---
@@ -63,6 +66,28 @@ def test_code_of_every_notebook_is_formatted_and_linted(path):
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_every_code_cell_is_found(path):
     assert len(notebook_code.code_cells(path.read_text())) == path.read_text().count("\n```{code-cell}")
+
+
+@pytest.mark.parametrize("path", REWRITTEN, ids=lambda path: path.stem)
+def test_a_visible_code_cell_is_short_enough_to_be_read(path):
+    """At most 12 lines of at most 88 columns; imports, parameters, tables and figures are folded."""
+    cells = [cell for cell in jupytext.read(path).cells if cell.cell_type == "code"]
+    visible = [cell.source.split("\n") for cell in cells if "hide-input" not in cell.metadata.get("tags", [])]
+    assert visible, "no code at all is to be read"
+    assert [lines for lines in visible if len(lines) > 12 or max(map(len, lines)) > 88] == []
+    assert "hide-input" in cells[0].metadata.get("tags", []), "imports are visible"
+
+
+@pytest.mark.parametrize("path", [path for path in REWRITTEN if path.stem < "05"], ids=lambda path: path.stem)
+def test_a_chapter_opens_with_its_findings_and_a_picture(path):
+    opening = jupytext.read(path).cells[0].source
+    assert re.search(r"^# .+\n\n:::\{admonition\} In short\n", opening, re.MULTILINE)
+    box = opening.split(":::")[1]
+    findings = re.findall(r"^- \*\*", box, re.MULTILINE)
+    assert 3 <= len(findings) <= 5
+    assert "{glue:text}" in box
+    assert "<!-- verdict: " in box
+    assert f"```{{image}} <!-- figure: {path.stem} fig-" in box
 
 
 @pytest.mark.parametrize(

@@ -142,11 +142,11 @@ def test_search_finds_a_theorem(open_page):
     page.keyboard.press("Enter")
     page.wait_for_selector("ul.search li a")
     found = page.eval_on_selector_all("ul.search li a", "links => links.map(link => link.href)")
-    assert any("notebooks/03_beta_vae.html" in link for link in found)
+    assert any("notebooks/03a_optimum.html" in link for link in found)
 
 
 def test_a_figure_leads_to_its_code(open_page):
-    page = open_page("notebooks/02_theorem_1.html")
+    page = open_page("notebooks/02a_sigma.html")
     code = page.locator("#code-of-fig-tau")
     assert not code.is_visible()
     page.locator("figure#fig-tau a.code-of-figure").click()

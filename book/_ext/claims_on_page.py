@@ -1,8 +1,9 @@
 """Show the ledger of claims, ``OUT/claims.json``, on pages and below the cells that measured the claims.
 
 A page asks for a text by a comment on a line of its own: ``<!-- claims: summary -->``, ``<!-- claims: counts -->`` or
-``<!-- claims: entries -->``. The texts come from ``book/wording.py``. Nothing is connected to Sphinx here:
-``executed_notebooks.py`` calls :func:`fill` and :func:`insert_verdicts`.
+``<!-- claims: entries -->``. Within a sentence of a chapter, ``<!-- verdict: NAME -->`` asks for the verdict on one
+claim. The texts come from ``book/wording.py``. Nothing is connected to Sphinx here: ``executed_notebooks.py`` calls
+:func:`fill`, :func:`fill_verdicts` and :func:`insert_verdicts`.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from vaerobust.page.numbers import CLAIM
 
 log = logging.getLogger(__name__)
 MARKER = re.compile(r"^<!-- claims: (\w+) -->$", re.MULTILINE)
+VERDICT = re.compile(r"<!-- verdict: ([\w-]+) -->")
+"""Comment by which a chapter asks for the verdict on a claim, as words that link to the claim's entry."""
 SNIPPETS = {
     "summary": lambda ledger: wording.warning(ledger) + wording.summary(ledger, linked=True),
     "counts": wording.counts,
@@ -47,6 +50,23 @@ def fill(out: Path, page: str, source: list[str]) -> None:
         log.warning("no ledger of claims: run book/build.py", location=page)
         return
     source[0] = MARKER.sub(lambda match: SNIPPETS[match[1]](ledger), source[0])
+
+
+def fill_verdicts(notebook: NotebookNode, ledger: Ledger | None) -> list[str]:
+    """Replace the comments in the text of a notebook by the verdicts that they ask for; without a ledger, by nothing.
+
+    Returns
+    -------
+    list of str
+        The claims that are asked for and not in the ledger.
+    """
+    known = {claim["name"]: wording.verdict(claim) for claim in ledger["claims"]} if ledger else {}
+    missing = []
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            missing += [name for name in VERDICT.findall(cell.source) if ledger and name not in known]
+            cell.source = VERDICT.sub(lambda match: known.get(match[1], ""), cell.source)
+    return missing
 
 
 def insert_verdicts(notebook: NotebookNode, name: str, ledger: Ledger | None) -> None:

@@ -4,11 +4,14 @@ The table of contents and references name the source, ``notebooks/NAME.md``. :fu
 the executed copy. This copy is in the output folder of the build, which the environment variable ``VAEROBUST_OUT``
 names. This module also
 
-- puts a box below the title that says when, on what machine and from which data the outputs were computed;
+- puts a box below the title, or below the findings there: when, on what machine and from which data the outputs were
+  computed;
 - hands the alternative text of each figure to the page;
-- inserts verdicts below the cells that measured claims.
+- inserts verdicts below the cells that measured claims;
+- makes tables with numbers and captions of what ``vaerobust.page.tables`` put on the page.
 
-A page of prose can show a figure of a chapter, by a directive whose path is a comment::
+A page of prose can show a figure of a chapter, and a chapter can show a figure of its own once more, by a directive
+whose path is a comment::
 
     ```{figure} <!-- figure: 01_r_robustness fig-attacked -->
 
@@ -85,10 +88,35 @@ def read(text: str, source: str, out: str) -> NotebookNode:
     for number, cell in enumerate(notebook.cells, 1):
         for problem in describe_images(cell):
             log.warning("cell %d: %s", number, problem, location=page)
-    claims_on_page.insert_verdicts(notebook, name, claims_on_page.load(Path(out)))
+    show_again(notebook, Path(out), Path(source).parents[1], page)
+    ledger = claims_on_page.load(Path(out))
+    for claim in claims_on_page.fill_verdicts(notebook, ledger):
+        log.warning("no claim %s in the ledger", claim, location=page)
+    claims_on_page.insert_verdicts(notebook, name, ledger)
+    set_tables(notebook)
     if not insert_below_title(notebook, box(name, notebook, record, run)):
         log.warning("its first cell has no title: a line '# ...'", location=page)
     return notebook
+
+
+def set_tables(notebook: NotebookNode) -> None:
+    """Replace the tables of ``vaerobust.page.tables`` among the outputs by tables that have a number."""
+    cells = []
+    for index, cell in enumerate(notebook.cells):
+        cells.append(cell)
+        if cell.cell_type != "code":
+            continue
+        kept = []
+        for output in cell.outputs:
+            shown = output.get("metadata", {}).get("text/markdown", {})
+            if "table" not in shown:
+                kept.append(output)
+                continue
+            fence = f"````{{table}} {shown['caption']}\n:name: {shown['table']}\n\n"
+            text = fence + "".join(output.data["text/markdown"]) + "\n````"
+            cells.append(nbformat.v4.new_markdown_cell(text, id=f"table-{index}-{len(cells)}"))
+        cell.outputs = kept
+    notebook.cells = cells
 
 
 def describe_images(cell: NotebookNode) -> list[str]:
@@ -151,14 +179,20 @@ def box(name: str, notebook: NotebookNode, record: dict[str, Any], run: dict[str
 
 
 def insert_below_title(notebook: NotebookNode, line: str) -> bool:
-    """Insert a paragraph of class ``executed`` below the title of a notebook; tell whether there is a title."""
+    """Insert a paragraph of class ``executed`` below the title of a notebook; tell whether there is a title.
+
+    If the findings stand directly below the title, in a box that opens with ``:::``, the paragraph comes below them.
+    """
     if not notebook.cells or notebook.cells[0].cell_type != "markdown":
         return False
     lines = notebook.cells[0].source.split("\n")
     title = next((i for i, text in enumerate(lines) if text.startswith("# ")), None)
     if title is None:
         return False
-    lines[title + 1 : title + 1] = ["", "{.executed}", line, ""]
+    after = next((i for i in range(title + 1, len(lines)) if lines[i].strip()), title + 1)
+    boxed = after < len(lines) and lines[after].startswith(":::{")
+    below = 1 + (lines.index(":::", after) if boxed else title)
+    lines[below:below] = ["", "{.executed}", line, ""]
     notebook.cells[0].source = "\n".join(lines)
     return True
 
@@ -167,33 +201,43 @@ def fill_page(app: Sphinx, docname: str, source: list[str]) -> None:
     """Replace the comments of a page of prose by texts from the ledger of claims and figures of the chapters."""
     if not docname.startswith(f"{FOLDER}/"):
         claims_on_page.fill(out_folder(app), docname, source)
-        source[0] = FIGURE.sub(lambda match: figure(app, *match.groups()), source[0])
+        source[0] = FIGURE.sub(lambda match: figure(out_folder(app), Path(app.srcdir), *match.groups()), source[0])
 
 
-def figure(app: Sphinx, name: str, label: str) -> str:
+def show_again(notebook: NotebookNode, out: Path, root: Path, page: str) -> None:
+    """Replace the comments in the text of a notebook by the figures that they ask for."""
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            cell.source = FIGURE.sub(lambda match: figure(out, root, *match.groups(), page=page), cell.source)
+
+
+def figure(out: Path, root: Path, name: str, label: str, *, page: str | None = None) -> str:
     """Write a figure of a notebook to a file, and return path and options for the directive that shows it.
 
     Parameters
     ----------
-    app : Sphinx
+    out, root : Path
+        The output folder of the build, and the folder of the book's sources.
     name, label : str
         Name of the notebook, and name of the figure in it.
+    page : str, optional
+        Where the figure is asked for, for the warning if there is none.
     """
-    executed = executed_folder(app) / f"{name}.ipynb"
+    executed = out / "executed" / FOLDER / f"{name}.ipynb"
     cells = nbformat.read(executed, as_version=4).cells if executed.exists() else []
     cell = next((c for c in cells if c.metadata.get("mystnb", {}).get("figure", {}).get("name") == label), None)
     if cell is None:
-        log.warning("no figure %s in the executed copy of %s: run book/build.py", label, name)
+        log.warning("no figure %s in the executed copy of %s: run book/build.py", label, name, location=page)
         return ""
     describe_images(cell)
     image = cell.metadata.mystnb.image
     kind, content = next(
         item for output in cell.outputs for item in output.get("data", {}).items() if item[0].startswith("image/")
     )
-    path = out_folder(app) / "figures" / f"{label}.{'svg' if 'svg' in kind else 'png'}"
+    path = out / "figures" / f"{label}.{'svg' if 'svg' in kind else 'png'}"
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(content.encode() if "svg" in kind else b64decode(content))
-    return f"/{os.path.relpath(path, app.srcdir)}\n:alt: {image['alt']}\n:class: {image['classes']}"
+    return f"/{os.path.relpath(path, root)}\n:alt: {image['alt']}\n:class: {image['classes']}"
 
 
 def offer_download(app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: object) -> None:

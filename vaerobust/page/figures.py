@@ -16,8 +16,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
 from IPython.display import display
+from matplotlib.axes import Axes
 from matplotlib.axis import Axis, XAxis
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from matplotlib.ticker import LogLocator, NullFormatter
 from torch import Tensor
 
@@ -27,6 +29,33 @@ PALETTE = sns.color_palette("colorblind")
 """Colours that colour-blind readers can tell apart."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<")
 """One marker per model, in the order of the models, so that colour is never the only sign."""
+PRINT_WIDTH = 6.5
+"""Width of the text of a printed page, in inches; a wider figure is scaled down to it."""
+SMALLEST_PRINT = 7.0
+"""Least size of any text in a figure on that page, in points."""
+
+
+def sequence(n: int) -> list[tuple[float, float, float]]:
+    """Return colours for the values of an ordered quantity, such as beta: from dark blue to green.
+
+    Parameters
+    ----------
+    n : int
+        Number of values, at least 1.
+
+    Returns
+    -------
+    list of tuple of float
+        Red, green and blue, in [0, 1], one colour per value. The lightness grows from the first to the last, so that
+        the order is seen without the hue too.
+
+    Raises
+    ------
+    ValueError
+        If ``n`` is not a whole number above 0.
+    """
+    checks.count("n", n)
+    return [plt.get_cmap("viridis")(place)[:3] for place in np.linspace(0, 0.75, n)]
 
 
 def set_style() -> None:
@@ -61,12 +90,33 @@ def log_scale(*axes: Axis) -> None:
         axis.set_minor_formatter(NullFormatter())
 
 
+def legend_beside(axes: Axes, title: str = "") -> None:
+    """Give axes a legend to their right, where it hides nothing.
+
+    Parameters
+    ----------
+    axes : Axes
+        The axes whose lines or marks are named.
+    title : str
+        What the entries are values of.
+    """
+    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), title=title)
+
+
+def make_legible(figure: Figure) -> None:
+    """Enlarge each text of a figure that would be smaller than :data:`SMALLEST_PRINT` at :data:`PRINT_WIDTH`."""
+    least = SMALLEST_PRINT * max(1.0, figure.get_figwidth() / PRINT_WIDTH)
+    for text in figure.findobj(Text):
+        text.set_fontsize(max(text.get_fontsize(), least))
+
+
 def show(figure: Figure, alt: str, *, bitmap: bool = False) -> None:
     """Put a figure on the page and close it.
 
     Parameters
     ----------
     figure : Figure
+        Text that would be smaller than 7 points in print is enlarged.
     alt : str
         Alternative text: one sentence for readers who cannot see the figure. It names the kind of figure, the axes, the
         direction and the extremes, with numbers taken from the plotted data.
@@ -81,6 +131,7 @@ def show(figure: Figure, alt: str, *, bitmap: bool = False) -> None:
     """
     if not alt.strip():
         raise ValueError("alt must say what the figure shows, but is empty")
+    make_legible(figure)
     content = BytesIO()
     if bitmap:
         figure.savefig(content, format="png", dpi=160, facecolor="white")
