@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import types
+import warnings
 from functools import partial
 
 import pytest
 import torch
 from conftest import random_vae, seeded, uniform
-from torch import nn
+from torch import Tensor, nn
 
 from vaerobust import batches, contract
 from vaerobust.algorithms import minimum_r
@@ -24,8 +25,10 @@ from vaerobust.jacobians import decoder_jacobian, encoder_gram, encoder_jacobian
 from vaerobust.linear import LinearGaussianVAE
 from vaerobust.linearised import linearised_radii
 from vaerobust.margins import MarginSearch, attack_margin, strongest_attack
+from vaerobust.measuring.probe import probe
 from vaerobust.model import VAE, mean_layers
 from vaerobust.random_direction import RandomSearch, random_direction_radius
+from vaerobust.suspicions import SuspicionWarning
 
 FEW = AttackSettings(steps=2, restarts=1, samples=2, choosing_samples=4)
 
@@ -452,3 +455,38 @@ def test_points_are_encoded_in_parts_and_all_of_them_checked(vae, monkeypatch):
     mu, sigma = encode_points(vae, x)
     monkeypatch.setattr(batches, "ROWS", 7)
     torch.testing.assert_close(encode_points(vae, x), (mu, sigma), rtol=1e-12, atol=1e-12)
+
+
+# -- 10. what is probably a mistake ------------------------------------------------------------------------------------
+
+
+class LogVariance(nn.Module):
+    """A model that returns the output of its layer for log-variances as sigma, all of it positive here."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mean, self.log_var, self.back = nn.Linear(6, 2), nn.Linear(6, 2), nn.Linear(2, 6)
+        nn.init.constant_(self.log_var.bias, 5.0)
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.mean(x), self.log_var(x)
+
+    def decode(self, z: Tensor) -> Tensor:
+        return torch.sigmoid(self.back(z))
+
+
+def test_a_core_function_warns_once_of_a_probable_mistake():
+    model, x = LogVariance().requires_grad_(False), torch.rand(3, 6)
+    with pytest.warns(SuspicionWarning, match=r"log-variance.*layer log_var.*scale=\"log_variance\""):
+        distances(model, x, samples=10)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        distances(model, x, samples=10)
+
+
+def test_a_suspicion_is_overruled_by_name():
+    model, x = LogVariance().requires_grad_(False), torch.rand(3, 6)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        probe(model, x, suspicions="ignore")
+        distances(model, x, samples=10)

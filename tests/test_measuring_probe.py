@@ -12,7 +12,8 @@ from usual_models import convolutional, held_out, perceptron
 
 import vaerobust
 from vaerobust.linear import LinearGaussianVAE
-from vaerobust.measuring.probe import SuspicionWarning, probe
+from vaerobust.measuring.probe import probe
+from vaerobust.suspicions import SuspicionWarning
 
 
 class Faulty:

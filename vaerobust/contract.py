@@ -16,6 +16,7 @@ check each value again. Start reading at :func:`check_model`.
 
 from __future__ import annotations
 
+import warnings
 import weakref
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
@@ -27,7 +28,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from vaerobust.batches import rows_within, slices
-from vaerobust.numerics import HALF, at_least_single, double
+from vaerobust.numerics import HALF, at_least_single, double, tolerance
+from vaerobust.suspicions import BRIGHT, SuspicionWarning, suspected
 
 if TYPE_CHECKING:
     from vaerobust.model import GaussianVAE
@@ -38,8 +40,6 @@ STEPS = (1e-2, 1e-3)
 """Lengths of the steps by which gradients are compared with differences, relative to the length of a row."""
 MISMATCH = 0.5
 """A gradient that differs from these differences by more than this share, for each step, is taken for wrong."""
-BRIGHT = 2.0
-"""Above it, inputs look like pixels in [0, 255]."""
 CHANGING = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd, nn.RReLU)
 """Layers that compute something else in training mode, or change when they are called."""
 NOISE = 0.1
@@ -55,7 +55,8 @@ class Known(NamedTuple):
     Attributes
     ----------
     passed : set of str
-        The parts of the probe that the model has passed: 'encode', 'decode', and the gradient of either.
+        The parts of the probe that the model has passed: 'encode', 'decode', and the gradient of either; 'suspicions'
+        once it was looked at for common mistakes.
     size : dict of str to float
         Bytes of all intermediate results per row, for 'encode' and 'decode'.
     """
@@ -108,6 +109,18 @@ def check_model(
             if "gradient of decode" in missing and "gradient of decode" not in known.passed:
                 require_gradient("decode", lambda given: called(model, "decode", given), z)
         known.passed.update(missing)
+    if decoder and "suspicions" not in known.passed:
+        known.passed.add("suspicions")
+        _warn_of_suspicions(model, rows)
+
+
+def _warn_of_suspicions(model: GaussianVAE, rows: Tensor) -> None:
+    """Warn of what is possible but looks like a common mistake."""
+    with left_as_it_was(model, rows), torch.no_grad():
+        mu, sigma = encoded(model, rows)
+        found = suspected(model, rows, sigma, decoded(model, mu, rows.shape[1]))
+    for message in found:
+        warnings.warn(message, SuspicionWarning, stacklevel=4)
 
 
 def check_decoder(model: GaussianVAE, z: Tensor) -> None:
@@ -461,12 +474,6 @@ def require_positive(sigma: Tensor, x: Tensor | None = None) -> None:
     else:
         hint = ": add a small number to it"
     raise ValueError(f"model.encode must return sigma > 0, but its smallest value is {least:.4g}{hint}")
-
-
-def tolerance(dtype: torch.dtype) -> float:
-    """Return the difference that rounding may cause, relative to the largest value: 2e-4 in single precision."""
-    eps = torch.finfo(dtype).eps
-    return 16 * eps if dtype in HALF else 30 * eps**0.75
 
 
 def apart(first: Tensor, second: Tensor, scale: float) -> float:

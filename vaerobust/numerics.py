@@ -49,3 +49,9 @@ def eigvalsh(symmetric: Tensor) -> Tensor:
 def svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return U, the singular values and V' of matrices, without the rest of U and V, in single precision or better."""
     return torch.linalg.svd(at_least_single(matrix), full_matrices=False)
+
+
+def tolerance(dtype: torch.dtype) -> float:
+    """Return the difference that rounding may cause, relative to the largest value: 2e-4 in single precision."""
+    eps = torch.finfo(dtype).eps
+    return 16 * eps if dtype in HALF else 30 * eps**0.75

@@ -42,13 +42,14 @@ from vaerobust.measuring.parts import (
     measured_curve,
     measured_part,
 )
-from vaerobust.measuring.probe import REACTIONS, SuspicionWarning, probe
+from vaerobust.measuring.probe import REACTIONS, probe
 from vaerobust.measuring.record import Curve, Run
 from vaerobust.measuring.report import Report
 from vaerobust.measuring.store import Store
 from vaerobust.measuring.wrap import Wrapped, wrap
 from vaerobust.model import GaussianVAE
 from vaerobust.randomness import Seed, as_number
+from vaerobust.suspicions import SuspicionWarning
 from vaerobust.zoo.protocol import Spec
 from vaerobust.zoo.weights import Trained
 
