@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -169,6 +170,24 @@ def downloads(open_page: Visitor, folder: Path) -> Iterator[Path]:
             page.locator(".executed a[download]").click()
         started.value.save_as(folder / f"{path.stem}.ipynb")
         yield folder / f"{path.stem}.ipynb"
+
+
+def raw_markup(cell: nbformat.NotebookNode) -> list[str]:
+    """Return what only the book can show: roles, directives, their options, targets and comments of MyST."""
+    outputs = [output.data.get("text/markdown", "") for output in cell.get("outputs", []) if "data" in output]
+    texts = [cell.source] if cell.cell_type == "markdown" else outputs
+    raw = r"\{[\w:.-]+\}`[^`\n]*|^\s*(?:`{3,}|:{3,})\s*\{.*|^\([\w-]+\)=|^:{3,}|^:[a-z-]+:.*|<!--.*|^\{[.#].*"
+    return [found for text in texts for found in re.findall(raw, "".join(text), re.MULTILINE)]
+
+
+def test_downloaded_notebooks_hold_no_markup_that_only_the_book_can_show(open_page, tmp_path):
+    sizes = []
+    for path in downloads(open_page, tmp_path):
+        cells = nbformat.read(path, as_version=4).cells
+        assert [(path.name, found) for cell in cells for found in raw_markup(cell)] == []
+        sizes.append(sum(len(cell.source) for cell in cells if cell.cell_type == "markdown"))
+    assert len(sizes) == len(NOTEBOOKS)
+    assert min(sizes) > 1000
 
 
 def test_downloaded_notebooks_are_valid_and_run_anywhere(open_page, environment, tmp_path, monkeypatch):

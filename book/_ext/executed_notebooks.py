@@ -24,7 +24,6 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import shutil
 from base64 import b64decode
 from pathlib import Path
 from typing import Any
@@ -32,6 +31,7 @@ from typing import Any
 import claims_on_page
 import jupytext
 import nbformat
+import whole_download
 from nbformat import NotebookNode
 from sphinx.application import Sphinx
 from sphinx.config import Config
@@ -247,10 +247,11 @@ def offer_download(app: Sphinx, pagename: str, templatename: str, context: dict[
 
 
 def publish(app: Sphinx, exception: Exception | None) -> None:
-    """Copy the executed notebooks into the site, beside the sources of the pages."""
+    """Write the executed notebooks, in plain Markdown, into the site, beside the sources of the pages."""
     if exception is None and app.builder.name == "html":
-        for path in executed_folder(app).glob("*.ipynb"):
-            shutil.copyfile(path, Path(app.outdir, "_sources", FOLDER, path.name))
+        bibliography = Path(app.srcdir, "book", "references.bib")
+        target = Path(app.outdir, "_sources", FOLDER)
+        whole_download.write_all(executed_folder(app), target, bibliography, out_folder(app))
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
