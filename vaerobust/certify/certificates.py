@@ -24,7 +24,7 @@ from torch import Tensor
 
 from vaerobust import checks
 from vaerobust.batches import slices
-from vaerobust.certify.encoder_shift import lipschitz_bound, shift_metric
+from vaerobust.certify.encoder_shift import Measure, Measured, lipschitz_bound, shift_metric
 from vaerobust.certify.failures import BANDS, Failures, confidence_limits, failures
 from vaerobust.certify.network import MEMORY, Network, compare_within, encoder_mean
 from vaerobust.certify.safe_shift import half_space_length, safe_shift
@@ -37,6 +37,8 @@ from vaerobust.results import Result
 
 TRADES = (0.0, 0.5, 0.8, 0.9, 1.0, 1.1, 1.3)
 """Values of c in thm-certified, relative to lambda_max(W). For any c, W <= c V + lambda_max(W - c V) I."""
+TINY = 1e-12
+"""Smallest square of a safe shift that is divided by."""
 LARGEST = 1e3
 """No larger radius is certified, even where the encoder is constant."""
 ROUGH = (0, 0)
@@ -196,13 +198,16 @@ def certify(
     def by_bands(metric: Tensor) -> Tensor:
         return _radius_by_bands(metric, scaled, safe)
 
+    def of_bands(some: slice) -> Measure:
+        return lambda metric: _nearest_limit(metric, scaled[some], safe[some])
+
     def by_half_space(metric: Tensor) -> Tensor:
         return _radius_by_half_space(metric, half_space_safe)
 
     # thm-certified: the largest R whose metric W keeps every shift safe
     most = torch.full_like(limits.mass, LARGEST)
     rough = ROUGH if isinstance(encoder.layers, list) else ()  # one W of a traced network takes a second or more
-    radius = _largest_radius(encoder, by_bands, still, most, (*rough, *[refine] * REFINED))
+    radius = _largest_radius(encoder, by_bands, still, most, (*rough, *[refine] * REFINED), of_bands)
     half_space = _largest_radius(encoder, by_half_space, still, radius, (*rough, refine))
     compare_within(encoder.layers, model, x, torch.maximum(radius, half_space))
     return Certificate(
@@ -215,7 +220,12 @@ def certify(
 
 
 def _largest_radius(
-    encoder: _Encoder, allowed: Callable[[Tensor], Tensor], still: Tensor, most: Tensor, schedule: Sequence[int]
+    encoder: _Encoder,
+    allowed: Callable[[Tensor], Tensor],
+    still: Tensor,
+    most: Tensor,
+    schedule: Sequence[int],
+    measure: Callable[[slice], Measure] | None = None,
 ) -> Tensor:
     """Search for the largest radius that thm-certified allows, up to ``most``.
 
@@ -232,6 +242,8 @@ def _largest_radius(
     most : Tensor, shape (n,)
     schedule : sequence of int
         For each radius that is tried, the steps of descent that refine its W.
+    measure : callable, optional
+        What the descent makes small; see :func:`shift_metric`.
 
     Returns
     -------
@@ -240,7 +252,7 @@ def _largest_radius(
     """
     search = _Search(torch.zeros_like(most), torch.minimum(allowed(still), most))
     for refine in schedule:
-        metric = shift_metric(*encoder, search.radius, refine=refine)
+        metric = shift_metric(*encoder, search.radius, refine=refine, measure=measure)
         search = _tried(search, allowed(metric), most)
     return search.low
 
@@ -277,14 +289,48 @@ def _radius_by_bands(metric: Tensor, scaled: Tensor, safe: Tensor) -> Tensor:
         0 where W is infinite.
     """
     known = torch.isfinite(metric).all((1, 2))
-    metric = torch.where(known[:, None, None], metric, scaled)
+    furthest = _furthest(torch.where(known[:, None, None], metric, scaled), scaled).squares  # w_j, (n, bands)
+    return torch.where(known, (safe / furthest.clamp(min=1e-300).sqrt()).amin(1), 0.0)
+
+
+class _Furthest(NamedTuple):
+    """Bounds w_j of thm-certified, and what they come from.
+
+    Attributes
+    ----------
+    squares : Tensor, shape (n, bands)
+        w_j: no direction a of band j has a larger a' W a.
+    trade : Tensor, shape (n, bands)
+        Place of the c in ``TRADES`` for which each is least.
+    vectors : Tensor, shape (n, trades, d_z, 1)
+        The top eigenvector of W - c V for each c.
+    """
+
+    squares: Tensor
+    trade: Tensor
+    vectors: Tensor
+
+
+def _furthest(metric: Tensor, scaled: Tensor) -> _Furthest:
+    """Bound a' W a over the directions of each band, for finite metrics W and V of thm-certified."""
     # In band j, a' W a <= lambda_max(W - c V) + c a' V a, and a' V a <= beta_{j+1}^2: the least over c is w_j
     trades = largest_eigenvalue(metric)[:, None] * torch.tensor(TRADES).to(metric)  # c, (n, trades)
     # This matrix may be negative definite, so its largest eigenvalue is taken with its sign
-    rest = torch.linalg.eigvalsh(metric[:, None] - trades[:, :, None, None] * scaled[:, None])[..., -1]
+    values, vectors = torch.linalg.eigh(metric[:, None] - trades[:, :, None, None] * scaled[:, None])
     edges = torch.cat([BANDS[1:], BANDS[-1:]]).to(metric) ** 2
-    furthest = (rest[:, :, None] + trades[:, :, None] * edges).amin(1)  # w_j, (n, bands)
-    return torch.where(known, (safe / furthest.clamp(min=1e-300).sqrt()).amin(1), 0.0)
+    squares, trade = (values[:, :, -1:] + trades[:, :, None] * edges).min(1)
+    return _Furthest(squares, trade, vectors[..., -1:])
+
+
+def _nearest_limit(metric: Tensor, scaled: Tensor, safe: Tensor) -> Measured:
+    """Measure W by max_j w_j / T_j^2, which is 1 over the square of the radius that it allows; thm-certified.
+
+    The direction returned is the one that bounds w_j for the band j where that is reached.
+    """
+    found = _furthest(metric, scaled)
+    ratio, band = (found.squares / safe.square().clamp(min=TINY)).max(1)
+    trade = found.trade.gather(1, band[:, None])  # (n, 1)
+    return Measured(ratio, found.vectors[torch.arange(len(metric)), trade[:, 0]])
 
 
 def _rounded_down(value: Tensor, like: Tensor) -> Tensor:
