@@ -428,7 +428,7 @@ def _next_layer(
 
 
 def _share(a: Tensor, reach: Tensor) -> Tensor:
-    """Return t of lem-shift: the largest part of a change of at most ``reach`` that lies beyond the kink at distance |a|.
+    """Return t of lem-shift: the largest part of a change of at most ``reach`` that lies beyond the kink, |a| away.
 
     A unit on its kink may go either way, however small the ball is.
     """
