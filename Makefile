@@ -16,7 +16,7 @@ book: $(BOOK) ## Execute the notebooks at full scale and build the book: _build/
 	$(BIN)/python book/build.py
 
 test: $(TEST) browser ## Run all tests, also those of the notebooks at smoke scale and of the built pages
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 setup: $(TEST) ## Set up .venv with all that book and tests need
 

@@ -22,6 +22,7 @@ from urllib.parse import urlsplit
 
 import pytest
 import torch
+from filelock import FileLock
 from hypothesis import settings
 from scipy import stats
 from torch import Tensor
@@ -166,8 +167,12 @@ def fake_images() -> Callable[..., Images]:
 
 
 def run_build(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run the build of the book; tests that run side by side in several processes wait for each other here."""
     command = [sys.executable, str(ROOT / "book/build.py"), *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    lock = ROOT / "_build/tests.lock"
+    lock.parent.mkdir(exist_ok=True)
+    with FileLock(lock):
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
 @pytest.fixture(scope="session")
