@@ -311,6 +311,26 @@ def test_awkward_units_are_bounded_too(seed, radius, refine):
     assert (excess(metric, net.shift(x, delta), delta) <= EXCESS).all()
 
 
+def test_without_pairs_it_is_the_bound_by_the_middle_of_each_chord_slope():
+    """With N = 0, W is that of an error around the middle slope: z^2 <= e h^2, weighed by lambda e, in the same G."""
+    net = ReLUEncoder(7, 9, 3)
+    x, radius = torch.randn(1, 7, generator=seeded(1), dtype=torch.float64), 0.4
+    relaxation = module._relax(net.layers, net.scale[None], x, torch.full((1,), radius, dtype=torch.float64))
+    kept, pairs = relaxation.start
+    (first, bias), (second, _) = net.layers
+    a = (first @ x[0] + bias)[:, None]
+    share = (1 - a.abs() / (radius * first.norm(dim=1, keepdim=True))).clamp(min=0)
+    middle = torch.where(a > 0, 1 - share / 2, share / 2)
+    some = share[:, 0].topk(kept.shape[1]).indices  # in the order in which they are kept
+    error = share[some] / 2
+    rows = error.sqrt() * first[some]
+    weight = torch.diag(kept[0] * error[:, 0])
+    matrix = torch.block_diag(torch.eye(7).double() - rows.mT @ weight @ rows, weight)
+    change = torch.cat([second @ (middle * first), second[:, some] * error[:, 0].sqrt()], 1) / net.scale[:, None]
+    expected = change @ torch.linalg.solve(matrix, change.mT)
+    torch.testing.assert_close(relaxation.solve([kept, pairs]).metric[0], expected, rtol=1e-9, atol=1e-9)
+
+
 def test_two_opposite_units_cannot_both_deviate():
     """At x = 0, relu(x) - relu(-x) moves by delta. Only with pairs is that known: p_1 p_2 >= 0.
 
