@@ -120,7 +120,8 @@ def certified_margin(
     confidence : float
         1 - alpha, in (0, 1), at each point by itself. It is the probability over the draws of eta.
     refine : int
-        Steps of descent that tighten the bound on the encoder; 0 is fastest.
+        Steps of descent that tighten the bound on the encoder; 0 is fastest. 2 is a cheap setting for plain ReLU
+        networks, which keeps more than half of what 6 steps gain over none.
     memory : float
         Memory budget of the bound on an encoder with convolutions, in bytes; > 0.
 

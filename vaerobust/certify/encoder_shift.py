@@ -33,10 +33,10 @@ from vaerobust.model import Layers
 
 FACTORS = (0.4, 1.0, 2.5)
 """The starting multipliers are tried times each of these factors; the descent starts from the best of the three."""
-RATE = 0.3
-"""Learning rate of the descent, in the logarithms of the multipliers."""
 SMALLER = (0.1, 0.02, 0.004)
 """Factors that are tried as well where no metric is sound with those."""
+RATE = 0.3
+"""Learning rate of the descent, in the logarithms of the multipliers."""
 PAIRED_RATE = 0.15
 """The same where pairs have multipliers as well, which must keep up."""
 PAIR_RATE = 0.3
@@ -50,9 +50,10 @@ LEAST_PART = 0.05
 TINY = 1e-12
 """Smallest multiplier to start from, and smallest number that is divided by to compute it."""
 TOO_LARGE = 1e3
-"""The descent ignores a metric whose diagonal exceeds the smallest lambda_max found so far by this factor."""
+"""The descent ignores a metric whose diagonal exceeds that of the metric it starts from by this factor."""
 POINTS = 16
-"""Points per block: each needs a square matrix as large as all hidden layers together, about 10 MB."""
+"""Points per block: each needs the Jacobians of all layers and a few square matrices as large as the number of units
+that may cross their kinks, about 10 MB."""
 
 
 class Solved(Protocol):
