@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -59,6 +59,13 @@ def test_lower_bounds_lie_below_upper_bounds(measured):
         assert (found.moment_at_attack > 0.45).all()
         assert (found.attack < found.random_direction).all()  # random directions are far from the worst one
         assert (found.decoder_aware > 0).all() and (found.second_moment > 0).all()
+
+
+def test_an_attack_that_is_not_confirmed_is_no_upper_bound(measured):
+    _, _, (own, _) = measured
+    assert torch.equal(own.upper_bound, own.attack)
+    none = replace(own, confirmed=torch.zeros_like(own.confirmed))
+    assert torch.isinf(none.upper_bound).all()
 
 
 def test_r_is_a_quantile_and_p_low_is_below_its_level(measured):

@@ -440,3 +440,26 @@ def test_wrong_arguments_are_named(change, error, message):
     arguments = {"x": uniform(1, 20), "r": 1.0, "samples": 10} | change
     with pytest.raises(error, match=message):
         certified_margin(graded_model(), arguments.pop("x"), arguments.pop("r"), **arguments)
+
+
+def without_biases(vae):
+    """Return the network with biases of 0: all units of its encoder have their kinks at x = 0."""
+    for layer in (vae.encoder_shared, *vae.encoder_mu):
+        if hasattr(layer, "bias"):
+            layer.bias.data.zero_()
+    return vae
+
+
+def test_kinks_at_a_point_certify_nothing_there_and_leave_the_other_points_alone():
+    vae, x = without_biases(random_vae(12, 16, 3)), torch.cat([torch.zeros(1, 12).double(), uniform(2, 12)])
+    found = certified_margin(vae, x, 1.0, samples=500)
+    alone = certified_margin(vae, x[1:], 1.0, samples=500)
+    assert found.radius[0] == found.half_space[0] == 0 and found.p_low[0] > 0.5
+    torch.testing.assert_close(found.radius[1:], alone.radius, rtol=ROUNDING, atol=0)
+    assert (alone.radius > 0).all()
+
+
+def test_at_radius_0_the_certified_r_needs_no_bound_on_the_encoder():
+    vae, x = without_biases(random_vae(12, 16, 3)), torch.zeros(1, 12).double()
+    still, moved = certified_r(vae, x, [0.0, 0.01], samples=500)[:, 0].tolist()
+    assert distances(vae, x, samples=500).median() <= still < math.inf == moved

@@ -20,6 +20,7 @@ from vaerobust.distance import (
     distances,
     distances_in_random_directions,
     encode_rows,
+    rounding,
 )
 from vaerobust.likelihood import log_likelihood
 from vaerobust.linear import LinearGaussianVAE
@@ -195,3 +196,21 @@ def test_the_distance_is_computed_in_one_place(name, vae, monkeypatch):
     monkeypatch.setattr("vaerobust.linearised.displacement", gone)
     with pytest.raises(NotImplementedError, match="displacement"):
         USERS[name](vae, uniform(2, 12))
+
+
+@pytest.mark.parametrize("width", [1, 7, 784, 20_000])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_rounding_bounds_what_it_says(width, dtype):
+    """Against double precision, also for one large component and many tiny ones, where sums lose most."""
+    first = torch.randn(40, width, generator=seeded(0), dtype=torch.float64)
+    first[::2, 1:] *= 2e-4
+    first, second = first.to(dtype), torch.randn(40, width, generator=seeded(1)).to(dtype)
+    second[::2] = 0
+    exact = (first.double() - second.double()).norm(dim=1)
+    off = ((first - second).norm(dim=1).double() / exact - 1).abs()
+    assert 0 < off.max() <= rounding(width, dtype) < 1
+
+
+def test_nothing_is_known_of_a_norm_of_too_many_components():
+    assert rounding(2**24, torch.float32) == 1
+    assert rounding(784, torch.float32) == pytest.approx(2.4e-5, rel=0.02)

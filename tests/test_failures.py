@@ -145,3 +145,23 @@ def test_bands_narrow_the_moments():
     # Along the third axis alone the first moment is 0, and the second one is 0.1
     assert float(first[0, -1]) < 0.6 * DENSITY(EDGE) and float(second[0, -1]) < 0.7 * float(second[0, 0])
     assert (first.diff() <= DOUBLE).all() and (second.diff() <= DOUBLE).all()
+
+
+class Level:
+    """Every sample moves the only reconstruction by the same distance, that of 0.1 in single precision."""
+
+    def encode(self, x):
+        return torch.zeros_like(x), torch.ones_like(x)
+
+    def decode(self, z):
+        return torch.where(z == 0, 0.0, torch.tensor(0.1, dtype=z.dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_an_r_that_its_type_rounds_up_hides_no_failure(dtype):
+    """0.1 in single precision is above 0.1: D > r, though D and r are equal in that type."""
+    assert float(torch.tensor(0.1, dtype=torch.float32)) > 0.1
+    (found,) = failures(Level(), torch.zeros(2, 1, dtype=dtype), [0.1], samples=50)
+    assert found.number.tolist() == [50, 50]
+    (found,) = failures(Level(), torch.zeros(2, 1, dtype=dtype), [0.11], samples=50)
+    assert found.number.tolist() == [0, 0]

@@ -349,3 +349,42 @@ def test_the_worst_directions_of_a_linear_model_are_its_top_singular_vector(grad
     assert torch.equal(found[1], -found[0])
     assert ((found[:2] @ top).abs() > 0.95).all()
     torch.testing.assert_close((found[2] @ top).abs(), torch.ones(2, dtype=torch.float64), rtol=DOUBLE, atol=0)
+
+
+# rounding, and what is no upper bound
+
+
+def test_an_attack_margin_is_never_shorter_than_the_perturbation_that_is_applied():
+    """In single precision, where the norm and x + delta are rounded. Both are checked in double precision."""
+    model = LinearGaussianVAE(784, 3)
+    x = uniform(12, 784).float()
+    found = strongest_attack(model, x, model.quantile(0.9), attack=replace(STRONGEST_ATTACK, steps=2))
+    assert found.confirmed.all() and found.radius.dtype == torch.float32
+    delta, applied = found.delta.double(), (x + found.delta).double() - x.double()
+    assert (delta.norm(dim=1) <= found.radius.double()).all()
+    assert (applied.norm(dim=1) <= found.radius.double()).all()
+    assert (found.radius.double() <= torch.maximum(delta.norm(dim=1), applied.norm(dim=1)) * (1 + 3e-7)).all()
+
+
+class Near(LinearGaussianVAE):
+    """Any perturbation moves the reconstruction by 1 plus one epsilon of its type, and noise does not move it."""
+
+    def __init__(self):
+        super().__init__(4, 1)
+
+    def encode(self, x):
+        mu = x[:, :1]
+        return mu, torch.full_like(mu, 1e-30)
+
+    def decode(self, z):
+        moved = (1 + torch.finfo(z.dtype).eps) * torch.tanh(1e6 * z)
+        return torch.nn.functional.pad(moved, (0, 3))
+
+
+def test_a_distance_that_exceeds_r_by_rounding_alone_confirms_no_attack():
+    x = torch.zeros(1, 4)
+    found = attack_margin(Near(), x, 1.0, attack=QUICK)
+    assert not found.confirmed.any()
+    assert torch.isinf(found.upper_bound).all() and torch.isfinite(found.radius).all()
+    found = attack_margin(Near(), x, 0.9, attack=QUICK)
+    assert found.confirmed.all() and torch.equal(found.upper_bound, found.radius)

@@ -23,11 +23,11 @@ from vaerobust import checks
 from vaerobust.attacks import AttackSettings, maximum_damage
 from vaerobust.contract import check_model, encode_points
 from vaerobust.criterion import Robustness, probability_of_robustness
-from vaerobust.distance import REFERENCES, distances
+from vaerobust.distance import REFERENCES, distances, rounding
 from vaerobust.jacobians import encoder_jacobian
 from vaerobust.linearised import LinearisedRadii, linearised_radii
 from vaerobust.model import GaussianVAE
-from vaerobust.numerics import at_least_single, svd
+from vaerobust.numerics import at_least_single, double, svd
 from vaerobust.randomness import Seed, as_number
 from vaerobust.results import Result
 
@@ -120,9 +120,9 @@ class AttackMargin(Result):
     Attributes
     ----------
     radius : Tensor, shape (n,)
-        Norm of the perturbation that breaks r-robustness, in input units: an upper bound on the margin where
-        ``confirmed``. It is 0 where P(D(x) <= r) <= 1/2 without any perturbation, and ``limit`` where no attack up to
-        that radius succeeded.
+        Norm of the perturbation that breaks r-robustness, in input units and rounded up: an upper bound on the margin
+        where ``confirmed``; see ``upper_bound``. It is 0 where P(D(x) <= r) <= 1/2 without any perturbation, and
+        ``limit`` where no attack up to that radius succeeded.
     delta : Tensor, shape (n, d_x)
         That perturbation.
     judged : Robustness
@@ -142,6 +142,11 @@ class AttackMargin(Result):
     confirmed: np.ndarray
     censored: Tensor
     limit: float
+
+    @property
+    def upper_bound(self) -> Tensor:
+        """Upper bound on the margin, shape (n,): ``radius`` where ``confirmed``, and infinity elsewhere."""
+        return torch.where(torch.as_tensor(self.confirmed, device=self.radius.device), self.radius, torch.inf)
 
 
 def strongest_attack(
@@ -270,6 +275,15 @@ def attack_margin(
     return trial.confirm(state)
 
 
+def _norm_from_above(x: Tensor, delta: Tensor) -> Tensor:
+    """Return norms rounded up: of each delta, or of what x + delta adds to x where that is longer; shape (n,)."""
+    applied = double(x + delta) - double(x)
+    norm = torch.maximum(double(delta).norm(dim=1), applied.norm(dim=1))
+    norm = norm * (1 + rounding(x.shape[1], norm.dtype))
+    near = norm.to(at_least_single(delta).dtype)
+    return torch.where(double(near) < norm, torch.nextafter(near, torch.full_like(near, torch.inf)), near)
+
+
 class _State(NamedTuple):
     """State of the search, one entry per point.
 
@@ -349,14 +363,16 @@ class _Trial(NamedTuple):
     def judge(self, rows: Tensor, delta: Tensor, stream: int, samples: int) -> Robustness:
         """Estimate P(D <= r) under perturbations, on stream 1 of noise in the search, on others in the last tests.
 
-        The error that the confidence allows is divided among the last tests, of which there are at most ATTEMPTS.
+        The error that the confidence allows is divided among the last tests, of which there are at most ATTEMPTS. What
+        rounding may have added to D is allowed for, so that a rejection is one of the exact D.
         """
         d = distances(
             self.model, self.x[rows], delta, samples=samples, seed=self.seed + stream,
             perturb_sigma=self.attack.perturb_sigma, reference=self.search.reference,
         )  # fmt: skip
         confidence = 1 - (1 - self.search.confidence) / ATTEMPTS
-        return probability_of_robustness(d, self.r[rows], confidence=confidence)
+        allowed = self.r[rows] * (1 + rounding(self.x.shape[1], self.x.dtype))
+        return probability_of_robustness(d, allowed, confidence=confidence)
 
     def confirm(self, state: _State) -> AttackMargin:
         """Test the perturbations on fresh samples; where a test fails to reject, attack at a larger radius.
@@ -382,5 +398,5 @@ class _Trial(NamedTuple):
         # Where all attacks of the search failed, the final test of the last one may still reject r-robustness
         broken = broken | torch.as_tensor(confirmed, device=self.x.device)
         # a perturbation may be shorter than the radius that it was allowed, above all in a box
-        radius = torch.where(robust & broken, torch.linalg.vector_norm(at_least_single(delta), dim=1), high)
+        radius = torch.where(robust & broken, _norm_from_above(self.x, delta).to(high), high)
         return AttackMargin(radius, delta, judged, confirmed, robust & ~broken, self.search.limit)

@@ -53,7 +53,8 @@ class BothSides(Result):
     decoder_aware, second_moment : Tensor
         Estimates; see :func:`vaerobust.linearised.linearised_radii`.
     attack : Tensor
-        Attack margin, an upper bound where ``confirmed``; see :func:`vaerobust.margins.strongest_attack`.
+        Attack margin, an upper bound where ``confirmed``, as ``upper_bound`` has it; see
+        :func:`vaerobust.margins.strongest_attack`.
     confirmed, censored : Tensor of bool
         As in the result of the attack; see :class:`vaerobust.margins.AttackMargin`.
     random_direction : Tensor
@@ -83,6 +84,11 @@ class BothSides(Result):
     random_direction_censored: Tensor
     moment_at_attack: Tensor
     delta: Tensor
+
+    @property
+    def upper_bound(self) -> Tensor:
+        """Upper bound on the margin, shape (n,): ``attack`` where ``confirmed``, and infinity elsewhere."""
+        return torch.where(self.confirmed, self.attack, torch.inf)
 
 
 @dataclass(frozen=True, eq=False)

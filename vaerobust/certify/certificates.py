@@ -29,7 +29,7 @@ from vaerobust.certify.failures import BANDS, Failures, confidence_limits, failu
 from vaerobust.certify.network import MEMORY, Network, compare_within, encoder_mean
 from vaerobust.certify.safe_shift import half_space_length, safe_shift
 from vaerobust.contract import check_model, encode_points
-from vaerobust.distance import distances
+from vaerobust.distance import distances, rounding
 from vaerobust.jacobians import largest_eigenvalue
 from vaerobust.model import GaussianVAE, Layers
 from vaerobust.randomness import Seed, as_generator, as_number
@@ -184,7 +184,7 @@ def certify(
     encoder = _Encoder(encoder_mean(model, x, memory=memory), encode_points(model, x)[1], x)
     # lem-shift at radius 0: W_0 = S^-1 J J' S^-1, and V = W_0 / lambda_max(W_0) orders the directions into bands
     still = shift_metric(*encoder, 0.0)  # (n, d_z, d_z)
-    scaled = still / largest_eigenvalue(still).clamp(min=1e-300)[:, None, None]
+    scaled = _relative(still)
     # lem-moments: all limits on what fails hold at once with probability 1 - alpha
     limits = confidence_limits(found, scaled, 1 - confidence)
     # lem-safe-shift: T_j, how far noise may be shifted along the directions of each band
@@ -252,6 +252,16 @@ def _tried(search: _Search, allowed: Tensor, most: Tensor) -> _Search:
     # A ball that is too large for any sound W allows nothing; a quarter of it may do
     low = torch.maximum(certified, search.radius / 4)
     return _Search(torch.maximum(search.low, certified), (low * high).sqrt().minimum(most))
+
+
+def _relative(still: Tensor) -> Tensor:
+    """Return V = W_0 / lambda_max(W_0), and the identity where W_0 is infinite: any fixed V will do.
+
+    W_0 may be infinite where x lies on kinks of the encoder, such as x = 0 where no layer has a bias.
+    """
+    known = torch.isfinite(still).all((1, 2))[:, None, None]
+    still = torch.where(known, still, torch.eye(still.shape[1]).to(still))
+    return still / largest_eigenvalue(still).clamp(min=1e-300)[:, None, None]
 
 
 def _radius_by_half_space(metric: Tensor, safe: Tensor) -> Tensor:
@@ -351,7 +361,7 @@ def certified_r(
         ordered = distances(model, x[some], samples=samples, seed=stream).sort(dim=1).values  # (points, samples)
         beyond = torch.full_like(ordered[:, :1], torch.inf)
         found.append(torch.cat([ordered, beyond], 1).gather(1, ranks[:, some].T).T)
-    return torch.cat(found, 1)
+    return torch.cat(found, 1) * (1 + rounding(x.shape[1], x.dtype))  # rounding may have made D smaller than it is
 
 
 def _ranks(
@@ -369,8 +379,9 @@ def _ranks(
             break
         sigma, x = encoder.sigma[known], encoder.x[known]
         radius = checks.per_point("radii", radii[k], len(known), x, exact=True)
-        # lem-shift: the whitened mean moves by R L(R) at most
-        shift = radius * lipschitz_bound(encoder.layers, sigma, x, radius, refine=refine)
+        # lem-shift: the whitened mean moves by R L(R) at most. L may be infinite at kinks, but 0 moves nothing
+        bound = lipschitz_bound(encoder.layers, sigma, x, radius, refine=refine)
+        shift = torch.where(radius > 0, radius * bound, 0.0)
         # The number of samples below the Phi(R L(R))-quantile is binomial
         rank = stats.binom.ppf(confidence, samples, stats.norm.cdf(shift.cpu().numpy()))
         ranks[k, known.cpu().numpy()] = rank

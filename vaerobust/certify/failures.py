@@ -26,7 +26,7 @@ from vaerobust import checks
 from vaerobust.batches import slices
 from vaerobust.certify.safe_shift import normal_density
 from vaerobust.contract import check_model, decode_points, encode_points, require_distances, rows_at_once
-from vaerobust.distance import distance
+from vaerobust.distance import distance, rounding
 from vaerobust.jacobians import largest_eigenvalue
 from vaerobust.model import GaussianVAE
 from vaerobust.numerics import at_least_single, double
@@ -108,6 +108,9 @@ def failures(
 ) -> list[Failures]:
     """Count the noise that takes D(x) beyond each of some values of r, and sum its first two moments.
 
+    Noise counts as failing also where D(x) is below r by no more than what rounding may have taken from it
+    (:func:`vaerobust.distance.rounding`): about 2e-5 of r for 784 pixels in single precision.
+
     Parameters
     ----------
     model : GaussianVAE
@@ -138,7 +141,7 @@ def failures(
     check_model(model, x)
     mu, sigma = encode_points(model, x)  # each (n, d_z)
     centre = decode_points(model, mu, x)  # (n, d_x)
-    r = torch.stack(values, 1)  # (n, values)
+    r = torch.stack(values, 1) * (1 - rounding(x.shape[1], x.dtype))  # (n, values): D that rounding lowered fails too
     width = mu.shape[1]
     total = double(torch.zeros_like(r)).new_zeros(*r.shape, 1 + width + width**2)
     rows = rows_at_once(model, x)
