@@ -58,7 +58,7 @@ HELPERS = {"checks", "batches", "randomness", "results", "files", "commands", "c
 """Modules of helpers, whose arguments come from this package."""
 SLOW = {"both_sides", "measure"}
 """Functions that take seconds: only what they must refuse is tried, in double precision."""
-UNTAUGHT = {"encoder_mean", "trace", "network.compare", "compare_within", "theorem_1_quotient"}
+UNTAUGHT = {"encoder_mean", "trace", "network.compare", "compare_within", "theorem_1_quotient", "far_failures"}
 """Functions that are not called from outside: what they take is made by other functions of the package."""
 MEASURING = {"measure", "wrap", "compare", "probe", "load", "as_rows"}
 """What of the room that measures is called from outside; its other functions are steps of these."""

@@ -21,9 +21,10 @@ from vaerobust.algorithms import algorithm_1_as_printed, algorithm_2_as_printed,
 from vaerobust.attacks import AttackSettings, latent_attack, maximum_damage, output_attack
 from vaerobust.bounds import theorem_1
 from vaerobust.certify.both_sides import both_sides
-from vaerobust.certify.certificates import certified_margin, certified_r
+from vaerobust.certify.certificates import certified_margin, certified_r, certify_with_far_draws
 from vaerobust.certify.curves import broken_r, curves
 from vaerobust.certify.failures import failures
+from vaerobust.certify.far_draws import far_failures
 from vaerobust.certify.violations import ViolationSearch, violations
 from vaerobust.distance import distances, distances_in_random_directions
 from vaerobust.likelihood import log_likelihood
@@ -51,6 +52,12 @@ CALLS = {
     "attack_margin": lambda i, **s: attack_margin(MODEL, X[i], R[i], attack=QUICK, search=SEARCH, **s),
     "both_sides": lambda i, **s: both_sides(MODEL, X[i], samples=2000, confidence=0.9, **s),
     "certified_margin": lambda i, **s: certified_margin(MODEL, X[i], R[i], samples=5000, refine=2, **s),
+    "certify_with_far_draws": lambda i, **s: certify_with_far_draws(
+        MODEL, X[i], 3 * R[i], failures(MODEL, X[i], [3 * R[i]], samples=2000)[0], refine=2, **s
+    ),
+    "far_failures": lambda i, **s: far_failures(
+        MODEL, X[i], 3 * R[i], torch.eye(3).double().repeat(len(i), 1, 1), torch.zeros(len(i)), samples=500, **s
+    ),
     "broken_r": lambda i, **s: broken_r(MODEL, X[i], RADII, judging_samples=200, attack=QUICK, **s),
     "certified_r": lambda i, **s: certified_r(MODEL, X[i], RADII, samples=5000, refine=2, **s),
     "curves": lambda i, **s: curves(MODEL, X[i], RADII, samples=5000, judging_samples=200, attack=QUICK, **s),
@@ -94,7 +101,7 @@ ATTACKS = {
     "violations",
 }
 """Functions that attack: steps of an optimiser enlarge roundings, as the attacks' own tests say."""
-CERTIFIES = {"both_sides", "certified_margin", "certified_r", "curves"}
+CERTIFIES = {"both_sides", "certified_margin", "certified_r", "certify_with_far_draws", "curves"}
 """Functions that bound the encoder by a descent in single precision, whose roundings are 6e-8 each."""
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from vaerobust import checks
 from vaerobust.bounds import first_order_radii
-from vaerobust.certify.certificates import certify
+from vaerobust.certify.certificates import certify_with_far_draws
 from vaerobust.certify.failures import Failures, failures
 from vaerobust.certify.network import encoder_mean
 from vaerobust.contract import check_model
@@ -49,7 +49,7 @@ class BothSides(Result):
     theorem_1, spectral, whitened : Tensor
         First-order bounds at ``p_low``, no guarantees; see :func:`vaerobust.bounds.first_order_radii`.
     half_space, certified : Tensor
-        Certified lower bounds; see :func:`vaerobust.certify.certificates.certify`.
+        Certified lower bounds; see :func:`vaerobust.certify.certificates.certify_with_far_draws`.
     decoder_aware, second_moment : Tensor
         Estimates; see :func:`vaerobust.linearised.linearised_radii`.
     attack : Tensor
@@ -129,7 +129,7 @@ def both_sides(
     fixed_r : float
         The r that all points share, >= 0, in input units.
     samples : int
-        Draws of eta behind each certificate.
+        Draws of eta behind each certificate, and wider draws where they promise more.
     confidence : float
         Confidence level of each certificate and of each attack, at each point by itself, in (0, 1).
     seed : int or torch.Generator
@@ -169,7 +169,7 @@ def _measured(
     Each measurement has a seed of its own, ``number`` plus an offset. The offsets lie far apart where a function uses
     the seeds that follow its own.
     """
-    certificate = certify(model, x, found, confidence=confidence)
+    certificate = certify_with_far_draws(model, x, r, found, confidence=confidence, seed=number + 5)
     first_order = first_order_radii(model, x, certificate.p_low)
     linearised = linearised_radii(model, x, r, seed=number + 3)
     search = replace(STRONGEST_SEARCH, confidence=confidence)

@@ -7,6 +7,9 @@ long as u is short enough, by :mod:`vaerobust.certify.safe_shift`. How short, de
 model say about the noise that fails (:mod:`vaerobust.certify.failures`): its probability, as in the half-space lemma,
 and its first two moments along u, which the half-space lemma does not use.
 
+Where failures are so rare that samples of the noise say little, wider draws say more; they are the subject of
+:mod:`vaerobust.certify.far_draws`.
+
 This module joins them to the certified margin for one r, and the other way round, to a certified r for one radius.
 Start reading at :func:`certified_margin` and :func:`certify`.
 """
@@ -14,7 +17,7 @@ Start reading at :func:`certified_margin` and :func:`certify`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -25,13 +28,15 @@ from torch import Tensor
 from vaerobust import checks
 from vaerobust.batches import slices
 from vaerobust.certify.encoder_shift import lipschitz_bound, shift_metric
-from vaerobust.certify.failures import BANDS, Failures, confidence_limits, failures
+from vaerobust.certify.failures import BANDS, Failures, confidence_limits, failures, mass_limit
+from vaerobust.certify.far_draws import FarFailures, allowed_radius, far_failures
 from vaerobust.certify.network import MEMORY, Network, compare_within, encoder_mean
 from vaerobust.certify.safe_shift import half_space_length, safe_shift
 from vaerobust.contract import check_model, encode_points
 from vaerobust.distance import distances, rounding
 from vaerobust.jacobians import largest_eigenvalue
 from vaerobust.model import GaussianVAE, Layers
+from vaerobust.numerics import double
 from vaerobust.randomness import Seed, as_generator, as_number
 from vaerobust.results import Result
 
@@ -43,6 +48,12 @@ ROUGH = (0, 0)
 """Steps of descent for the first radii of the search, which need no precise metric W."""
 REFINED = 3
 """Number of radii with a refined W that are tried next; for the half-space lemma's own radius it is one."""
+FAR_SHARE = 0.2
+"""Share of the error that wider draws have in :func:`certify_with_far_draws`. Their radius depends on it only by the
+logarithm of the number of draws that must not fail; the rest is left to the moments of failure."""
+FIRST_BALL = 1.5
+"""The wider draws are spread out by the metric of a ball that is this much larger than what is certified without them.
+"""
 KEPT = 2**23
 """Distances per block in :func:`certified_r`, 64 MB in double precision."""
 
@@ -80,6 +91,13 @@ class _Encoder(NamedTuple):
     x: Tensor  # (n, d_x)
 
 
+class _Ball(NamedTuple):
+    """A ball of perturbations of each point, and the metric W of that ball."""
+
+    radius: Tensor  # (n,)
+    metric: Tensor  # (n, d_z, d_z)
+
+
 class _Search(NamedTuple):
     """State of the search for the largest radius that can be certified."""
 
@@ -100,7 +118,7 @@ def certified_margin(
 ) -> Certificate:
     """Return a radius within which every perturbation leaves each point r-robust: P(D(x, delta) <= r) > 1/2.
 
-    This is the R-hat of thm-certified, a lower bound on the margin of Eq. 4.
+    This is the R-hat of thm-certified, or that of thm-far where it is larger: a lower bound on the margin of Eq. 4.
 
     Parameters
     ----------
@@ -112,7 +130,7 @@ def certified_margin(
     r : float or Tensor, shape (n,)
         Largest distance that counts as robust, >= 0, in input units; chosen with other samples.
     samples : int
-        Number of draws of eta, the same for every point.
+        Number of draws of eta, the same for every point, and number of wider draws where those promise more.
     seed : int or torch.Generator
         See :mod:`vaerobust.randomness`.
     confidence : float
@@ -140,8 +158,11 @@ def certified_margin(
     checks.positive("memory", memory)
     encoder_mean(model, x)  # an encoder that cannot be certified is an error before any sample is drawn
     check_model(model, x)
-    (found,) = failures(model, x, [r], samples=samples, seed=seed)
-    return certify(model, x, found, confidence=confidence, refine=refine, memory=memory)
+    generator = as_generator(seed, x)
+    (found,) = failures(model, x, [r], samples=samples, seed=generator)
+    return certify_with_far_draws(
+        model, x, r, found, seed=generator, confidence=confidence, refine=refine, memory=memory
+    )  # fmt: skip
 
 
 @torch.no_grad()
@@ -212,6 +233,80 @@ def certify(
         found.samples,
         confidence,
     )
+
+
+@torch.no_grad()
+def certify_with_far_draws(
+    model: GaussianVAE,
+    x: Tensor,
+    r: float | Tensor,
+    found: Failures,
+    *,
+    seed: Seed = 3,
+    confidence: float = 0.999,
+    refine: int = 6,
+    memory: float = MEMORY,
+) -> Certificate:
+    """Return the certified margins of :func:`certify`, or those of wider draws of the noise where they are larger.
+
+    Wider draws certify more where failures are rare (thm-far); see :mod:`vaerobust.certify.far_draws`. They are made
+    only where a few pilot draws promise a larger radius. They have a share :data:`FAR_SHARE` of the error.
+
+    Parameters
+    ----------
+    model, x, found
+        As in :func:`certify`, which is faster.
+    r : float or Tensor, shape (n,)
+        The r of ``found``.
+    seed : int or torch.Generator
+        Source of the wider draws, which must not be those of ``found``; see :mod:`vaerobust.randomness`.
+    confidence, refine, memory
+        As in :func:`certified_margin`.
+
+    Returns
+    -------
+    Certificate
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`certified_margin`.
+    """
+    checks.vectors("x", x)
+    r = checks.per_point("r", r, len(x), x)
+    error = 1 - checks.probability("confidence", confidence)
+    near = certify(model, x, found, confidence=1 - (1 - FAR_SHARE) * error, refine=refine, memory=memory)
+    stream, radius = as_number(as_generator(seed, x), x), near.radius.clone()
+    rows = torch.nonzero((near.radius > 0) & (near.radius < LARGEST))[:, 0]  # beyond 0, and below the largest
+    if len(rows):
+        encoder = _Encoder(encoder_mean(model, x, memory=memory), encode_points(model, x)[1][rows], x[rows])
+        pilot = FIRST_BALL * double(near.radius[rows])
+        metric = shift_metric(*encoder, pilot, refine=refine)
+        far = far_failures(model, x[rows], r[rows], metric, near.radius[rows], samples=found.samples, seed=stream)
+        further = _far_radius(encoder, far, _Ball(pilot, metric), FAR_SHARE * error, refine)
+        radius[rows] = torch.maximum(near.radius[rows], _rounded_down(further, x))
+        compare_within(encoder.layers, model, x, radius)
+    return replace(near, radius=radius, confidence=confidence)
+
+
+def _far_radius(encoder: _Encoder, far: FarFailures, ball: _Ball, alpha: float, refine: int) -> Tensor:
+    """Return the radius that thm-far certifies, wrong with probability ``alpha`` at most: shape (n,)."""
+    radius = torch.zeros_like(ball.radius)
+    rows = torch.nonzero(far.number < far.samples)[:, 0]
+    if not len(rows):
+        return radius
+    share = mass_limit(far, alpha).to(radius)[rows]  # F
+    some = _Encoder(encoder.layers, encoder.sigma[rows], encoder.x[rows])
+
+    def by_far_draws(metric: Tensor) -> Tensor:
+        return allowed_radius(share, far.covariance[rows], metric)
+
+    most = torch.full_like(share, LARGEST)
+    steps = REFINED if isinstance(encoder.layers, list) else 1  # one W of a traced network takes a second or more
+    found = _largest_radius(some, by_far_draws, ball.metric[rows], most, [refine] * steps)
+    # The metric of the ball that the draws were chosen for is known already
+    radius[rows] = torch.maximum(found, torch.minimum(ball.radius[rows], by_far_draws(ball.metric[rows])))
+    return radius
 
 
 def _largest_radius(

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -200,7 +200,19 @@ def confidence_limits(found: Failures, metric: Tensor, alpha: float) -> Limits:
     return Limits(mass, first_limits(found, metric, errors.first), second_limits(found, metric, errors.second))
 
 
-def mass_limit(found: Failures, alpha: float) -> Tensor:
+class Counted(Protocol):
+    """A number of draws that fail, shape (n,), among all draws."""
+
+    @property
+    def number(self) -> Tensor:
+        """Number of draws that fail, shape (n,)."""
+
+    @property
+    def samples(self) -> int:
+        """Number of draws."""
+
+
+def mass_limit(found: Counted, alpha: float) -> Tensor:
     """Return the one-sided upper Clopper-Pearson limit of P(B), (n,), which is too low with probability <= alpha."""
     count = found.number.cpu().numpy()
     high = stats.beta.isf(alpha, count + 1, np.maximum(found.samples - count, 1))
