@@ -53,10 +53,10 @@ CALLS = {
     "both_sides": lambda i, **s: both_sides(MODEL, X[i], samples=2000, confidence=0.9, **s),
     "certified_margin": lambda i, **s: certified_margin(MODEL, X[i], R[i], samples=5000, refine=2, **s),
     "certify_with_far_draws": lambda i, **s: certify_with_far_draws(
-        MODEL, X[i], 3 * R[i], failures(MODEL, X[i], [3 * R[i]], samples=2000)[0], refine=2, **s
+        MODEL, X[i], 1.1 * R[i], failures(MODEL, X[i], [1.1 * R[i]], samples=2000)[0], refine=1, **s
     ),
     "far_failures": lambda i, **s: far_failures(
-        MODEL, X[i], 3 * R[i], torch.eye(3).double().repeat(len(i), 1, 1), torch.zeros(len(i)), samples=500, **s
+        MODEL, X[i], 1.1 * R[i], torch.eye(3).double().repeat(len(i), 1, 1), torch.zeros(len(i)), samples=500, **s
     ),
     "broken_r": lambda i, **s: broken_r(MODEL, X[i], RADII, judging_samples=200, attack=QUICK, **s),
     "certified_r": lambda i, **s: certified_r(MODEL, X[i], RADII, samples=5000, refine=2, **s),

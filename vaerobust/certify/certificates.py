@@ -302,10 +302,12 @@ def _far_radius(encoder: _Encoder, far: FarFailures, ball: _Ball, alpha: float, 
         return allowed_radius(share, far.covariance[rows], metric)
 
     most = torch.full_like(share, LARGEST)
-    steps = REFINED if isinstance(encoder.layers, list) else 1  # one W of a traced network takes a second or more
-    found = _largest_radius(some, by_far_draws, ball.metric[rows], most, [refine] * steps)
-    # The metric of the ball that the draws were chosen for is known already
-    radius[rows] = torch.maximum(found, torch.minimum(ball.radius[rows], by_far_draws(ball.metric[rows])))
+    # The metric of the ball that the draws were chosen for is known already; the search goes on from there
+    search = _tried(_Search(torch.zeros_like(share), ball.radius[rows]), by_far_draws(ball.metric[rows]), most)
+    for _ in range(REFINED if isinstance(encoder.layers, list) else 1):  # a traced network takes a second or more
+        metric = shift_metric(*some, search.radius, refine=refine)
+        search = _tried(search, by_far_draws(metric), most)
+    radius[rows] = search.low
     return radius
 
 
