@@ -115,7 +115,9 @@ def check_model(
 
 
 def _warn_of_suspicions(model: GaussianVAE, rows: Tensor) -> None:
-    """Warn of what is possible but looks like a common mistake."""
+    """Warn of what is possible but looks like a common mistake, in a trained module; other objects are believed."""
+    if not isinstance(model, nn.Module):
+        return
     with left_as_it_was(model, rows), torch.no_grad():
         mu, sigma = encoded(model, rows)
         found = suspected(model, rows, sigma, decoded(model, mu, rows.shape[1]))

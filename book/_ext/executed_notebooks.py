@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 FOLDER = "notebooks"
 VARIABLE = "VAEROBUST_OUT"
 """Environment variable with the output folder of the build, set in ``book/rendering.py``."""
-FIGURE = re.compile(r"<!-- figure: (\w+) ([\w-]+) -->")
+FIGURE = re.compile(r"(?<=\} )<!-- figure: (\w+) ([\w-]+) -->")
 """Comment by which a page of prose asks for a figure: name of the notebook, name of the figure."""
 
 

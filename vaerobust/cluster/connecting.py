@@ -58,26 +58,43 @@ def connected(workers: int | None, scheduler: str | None) -> Iterator[Client | N
         return
     if workers is not None and scheduler is not None:
         raise ValueError("only one of --workers and --scheduler can be given")
+    if workers is not None:
+        with local_cluster(workers) as client:
+            click.echo(f"dashboard: {client.dashboard_link}", err=True)
+            yield client
+        return
+    try:
+        from distributed import Client
+    except ImportError as error:
+        raise ValueError(MISSING) from error
+    try:
+        client = Client(scheduler, timeout=JOIN)
+    except (OSError, ValueError, TimeoutError) as error:
+        raise ConnectionError(f"no Dask scheduler answers at {scheduler!r}: {error}") from error
+    with client:
+        click.echo(f"dashboard: {client.dashboard_link}", err=True)
+        yield client
+
+
+@contextmanager
+def local_cluster(workers: int) -> Iterator[Client]:
+    """Start a cluster of some processes on this machine, each with one thread, and give its client; end it at the end.
+
+    Raises
+    ------
+    ValueError
+        If Dask is not installed.
+    """
     try:
         from distributed import Client, LocalCluster
     except ImportError as error:
         raise ValueError(MISSING) from error
-    if scheduler is not None:
-        try:
-            client = Client(scheduler, timeout=JOIN)
-        except (OSError, ValueError, TimeoutError) as error:
-            raise ConnectionError(f"no Dask scheduler answers at {scheduler!r}: {error}") from error
-        with client:
-            click.echo(f"dashboard: {client.dashboard_link}", err=True)
-            yield client
-        return
     with (
         LocalCluster(
             n_workers=workers, threads_per_worker=1, processes=True, dashboard_address=":0", silence_logs=logging.ERROR
         ) as cluster,
         Client(cluster) as client,
     ):
-        click.echo(f"dashboard: {client.dashboard_link}", err=True)
         yield client
 
 

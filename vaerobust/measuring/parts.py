@@ -109,7 +109,7 @@ class Part(NamedTuple):
 
 def measured_part(model: GaussianVAE, x: Tensor, settings: Settings, tick: Callable[[str], None]) -> Part:
     """Measure every bound at a few images; ``tick`` is told the name of each step that is done."""
-    one = Measurement(model, x, settings)
+    one = Steps(model, x, settings)
     steps = (
         ("p_low", one.mass), ("theorem_1", one.first_order), ("certified", one.certificate),
         ("second_moment", one.linear_estimates), ("attack", one.attack), ("random_direction", one.random_directions),
@@ -121,7 +121,7 @@ def measured_part(model: GaussianVAE, x: Tensor, settings: Settings, tick: Calla
     return Part({name: torch.as_tensor(value).detach().cpu() for name, value in one.found.items()}, one.missing)
 
 
-class Measurement:
+class Steps:
     """The measurement of a few images; each method is a step, and adds to what was found or to what is missing.
 
     Attributes

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from vaerobust.certify.certificates import certify
 from vaerobust.certify.failures import failures
-from vaerobust.cluster.connecting import connected, engine_of
+from vaerobust.cluster.connecting import engine_of, local_cluster
 from vaerobust.cluster.engines import Call, Engine, Here, Work
 from vaerobust.cluster.running import Tally, run
 from vaerobust.cluster.shards import Content, Shard, Shards
@@ -159,8 +159,7 @@ def strong_scaling(workers: Sequence[int] = (1, 2), shards: int = 8, samples: in
     calls = [Call(f"{i:06d}", (x[i : i + 1], r[i : i + 1], samples)) for i in range(shards)]
     tallies = []
     for count in workers:
-        with connected(count, None) as client:
-            assert client is not None
+        with local_cluster(count) as client:
             client.wait_for_workers(count)
             warm = [Call(f"warm {i}", (x[:1], r[:1], 100)) for i in range(4 * count)]  # each worker imports torch
             _run(warm, Work(certified_block, model), engine_of(client))
@@ -181,8 +180,7 @@ def overhead(shards: int = 100, rows: int = 5) -> Overhead:
         Images per shard.
     """
     x = data.load("mnist").pixels[:rows]
-    with tempfile.TemporaryDirectory() as folder, connected(1, None) as client:
-        assert client is not None
+    with tempfile.TemporaryDirectory() as folder, local_cluster(1) as client:
         _written(2, x, engine_of(client), Path(folder) / "warm")
         cluster = _written(shards, x, engine_of(client), Path(folder) / "cluster")
         here = _written(shards, x, Here(), Path(folder) / "here")
