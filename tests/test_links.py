@@ -23,9 +23,11 @@ INTERNAL = {
     "vaerobust.study.benchmarks",
     "vaerobust.study.equal_error",
     "vaerobust.study.growth",
+    "vaerobust.study.scaling",
     "vaerobust.study.timing",
     "vaerobust.zoo.files",
     "vaerobust.zoo.typed_json",
+    "vaerobust.zoo.sealed",
 }
 """Modules that nobody who measures a VAE needs, and that the reference leaves out."""
 BOX = re.compile(r"^`{3,}\{prf:(?!proof)\w+\}.*\n(?::label: (\S+))?", re.MULTILINE)

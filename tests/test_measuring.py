@@ -174,7 +174,8 @@ def test_results_are_saved_as_csv_json_and_a_page(report, tmp_path):
     content = json.loads((tmp_path / "new/results.json").read_text())
     assert content["images"] == 7
     assert content["confidence"] == 0.999
-    assert content["settings"] == {"level": 0.9, "r": None, "confidence": 0.999, "samples": 2000, "seed": 0}
+    chosen = {"level": 0.9, "r": None, "confidence": 0.999, "samples": 2000, "seed": 0, "threads": 1}
+    assert content["settings"] == chosen
     assert len(content["weights_sha256"]) == len(content["images_sha256"]) == 64
     assert {"python", "torch", "vaerobust"} <= set(content["versions"])
     assert len(content["table"]) == 7

@@ -17,7 +17,7 @@ MEMORY = 2**30
 """Bytes that all intermediate results of these rows may take together. The shipped models stay below it with the full
 number of rows, also in double precision; a large convolutional model gets fewer rows."""
 LARGEST = 2**33
-"""Most numbers in one result; more is taken for a mistake, since it would not fit in memory."""
+"""Most numbers in one result. A call that asks for more is an error, since the result would not fit in memory."""
 
 
 def rows_within(bytes_per_row: float) -> int:

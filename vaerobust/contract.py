@@ -461,7 +461,8 @@ def require_positive(sigma: Tensor, x: Tensor | None = None) -> None:
     Raises
     ------
     ValueError
-        If there are some. Negative ones look like a log-variance, and none at all like pixels of up to 255.
+        If there are some. Negative values suggest that sigma is a log-variance. Zeros suggest that x was not divided
+        by 255, so that sigma underflowed.
     """
     least = float(sigma.min())
     if least > 0:

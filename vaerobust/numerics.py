@@ -1,8 +1,8 @@
-"""Types of numbers and devices: what some of them lack, and how this package does without.
+"""Substitutes for what some number types and devices cannot do.
 
-Half-precision types have no decompositions of matrices, and some devices have no double precision. The functions here
-take what these lack from the next type or device, and change nothing anywhere else. There is no statistics here; begin
-with :func:`at_least_single` and :func:`double`.
+PyTorch cannot decompose matrices in half precision, and some devices have no double precision. The functions here
+compute in the next better type, or on the CPU, where that is needed; all other tensors are left as they are. Start
+reading at :func:`at_least_single` and :func:`double`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def at_least_single(value: Tensor) -> Tensor:
 
 @cache
 def has_doubles(device: torch.device) -> bool:
-    """Tell whether a device has double precision; that of Apple has none, for example."""
+    """Tell whether a device has double precision. Apple's GPUs, for example, do not."""
     try:
         torch.zeros(1, dtype=torch.float64, device=device)
     except (RuntimeError, TypeError):
@@ -42,16 +42,19 @@ def double(value: Tensor) -> Tensor:
 
 
 def eigvalsh(symmetric: Tensor) -> Tensor:
-    """Return the eigenvalues of symmetric matrices, rising, in single precision or better."""
+    """Return the eigenvalues of symmetric matrices in ascending order, in single precision or better."""
     return torch.linalg.eigvalsh(at_least_single(symmetric))
 
 
 def svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return U, the singular values and V' of matrices, without the rest of U and V, in single precision or better."""
+    """Return the reduced singular value decomposition U, s, V' of matrices, in single precision or better."""
     return torch.linalg.svd(at_least_single(matrix), full_matrices=False)
 
 
 def tolerance(dtype: torch.dtype) -> float:
-    """Return the difference that rounding may cause, relative to the largest value: 2e-4 in single precision."""
+    """Return how much two computations of a network may differ by rounding, relative to the largest value.
+
+    It is 2e-4 in single precision.
+    """
     eps = torch.finfo(dtype).eps
     return 16 * eps if dtype in HALF else 30 * eps**0.75

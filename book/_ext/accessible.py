@@ -1,12 +1,14 @@
 """Correct the HTML of Sphinx, MyST-NB and pandas where it hinders readers with screen readers, keyboards or phones.
 
-Each correction in :data:`CORRECTIONS` is a pattern and its replacement, applied to the body of every page. The tests in
+Each correction in :data:`CORRECTIONS` is a pattern and its replacement, applied to the body of every page. The theme
+makes the list of chapters beside the body, so that list is corrected in the finished files. The tests in
 ``tests/test_site.py`` look for such barriers with axe-core.
 """
 
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 from sphinx.application import Sphinx
@@ -22,6 +24,9 @@ CORRECTIONS = (
         r'<div class="table-box" tabindex="0">\g<0></div>',
     ),
 )
+TOGGLE = '<summary><span class="toctree-toggle"'
+"""How the theme begins the arrow that unfolds the pages of a chapter in the list of chapters. It has no name."""
+NAMED_TOGGLE = TOGGLE.replace("<summary>", '<summary aria-label="Show or hide the pages of this chapter">')
 
 
 def correct(app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: object) -> None:
@@ -30,7 +35,16 @@ def correct(app: Sphinx, pagename: str, templatename: str, context: dict[str, An
         context["body"] = pattern.sub(replacement, context.get("body", ""))
 
 
+def name_toggles(app: Sphinx, exception: Exception | None) -> None:
+    """Name the arrows in the list of chapters, in all finished pages."""
+    for path in Path(app.outdir).rglob("*.html"):
+        text = path.read_text()
+        if TOGGLE in text:
+            path.write_text(text.replace(TOGGLE, NAMED_TOGGLE))
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     """Connect to Sphinx."""
     app.connect("html-page-context", correct)
+    app.connect("build-finished", name_toggles)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,7 +1,7 @@
 """Images to measure on: from arrays, tensors, .npy, .npz and .pt files, or a folder of PNGs, to rows of pixels.
 
-Pixels are numbers in [0, 1]. Whole numbers of 8 bits are divided by 255, which is what they mean. Anything else outside
-of [0, 1] is an error that says what to do. Start reading at :func:`as_rows` and :func:`load`.
+Pixels are numbers in [0, 1]. Integers of 8 bits are divided by 255. Any other number outside [0, 1] is an error, whose
+message says what to do. Start reading at :func:`as_rows` and :func:`load`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Rows(NamedTuple):
     pixels : Tensor, shape (n, d_x)
         In [0, 1].
     shape : tuple of int
-        Of one image; (d_x,) for what is no image.
+        Of one image; (d_x,) if the rows cannot be shown as an image.
     """
 
     pixels: Tensor
@@ -43,7 +43,7 @@ def as_rows(images: Any, shape: tuple[int, ...] | None = None) -> Rows:
     Parameters
     ----------
     images : Tensor, ndarray, or object with a tensor ``pixels``
-        Of shape (n, ...): floating point numbers in [0, 1], or whole numbers of 8 bits.
+        Of shape (n, ...): floating point numbers in [0, 1], or integers of 8 bits.
     shape : tuple of int, optional
         Of one image as the model takes it; that of the images if left out.
 
@@ -54,9 +54,9 @@ def as_rows(images: Any, shape: tuple[int, ...] | None = None) -> Rows:
     Raises
     ------
     TypeError
-        If they are no numbers.
+        If they are not numbers.
     ValueError
-        If there are none, or they have another shape, or are not finite, or leave [0, 1].
+        If there are no images, if they do not have the given shape, or if a pixel is not finite or outside [0, 1].
     """
     images = getattr(images, "pixels", images)
     if isinstance(images, Tensor) and (images.layout != torch.strided or images.is_meta):
@@ -103,7 +103,11 @@ def shape_of_image(shape: Sequence[int]) -> tuple[int, ...]:
 
 
 def fits(own: tuple[int, ...], shape: tuple[int, ...]) -> bool:
-    """Tell whether images fit a model's shape: one of both is flat, or they differ in dimensions of size 1 only."""
+    """Tell whether images fit a model's shape.
+
+    They have the same number of pixels, and either one of the two shapes is flat, or the shapes differ only in
+    dimensions of size 1.
+    """
     flat = len(own) == 1 or len(shape) == 1
     same = [size for size in own if size > 1] == [size for size in shape if size > 1]
     return math.prod(own) == math.prod(shape) and (flat or same)
@@ -138,7 +142,7 @@ def require_pixels(pixels: Tensor) -> None:
 
 
 def pictured(own: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the shape under which an image is shown: rows whose length is a square are taken for square pictures."""
+    """Return the shape in which an image is shown. A row whose length is a square number is shown as a square image."""
     if len(own) > 1:
         return own
     side = math.isqrt(own[0])
@@ -164,9 +168,9 @@ def load(path: str | Path) -> Tensor:
     FileNotFoundError
         If there is no such file or folder.
     TypeError
-        If it is no path.
+        If it is not a path.
     ValueError
-        If it holds no images that can be read.
+        If no images can be read from it.
     """
     if not isinstance(path, str | Path):
         raise TypeError(f"path must be the path of images, but is {type(path).__name__}")
@@ -211,7 +215,7 @@ def one_of_several(path: Path, arrays: dict[str, Any]) -> Any:
     Raises
     ------
     ValueError
-        If it cannot be told which it is; the message lists the names.
+        If several arrays may hold the images, or none has a usual name; the message lists the names.
     """
     names = list(arrays) if len(arrays) == 1 else [name for name in NAMES if name in arrays]
     if len(names) != 1:

@@ -1,7 +1,7 @@
 """What is measured at a few images: every bound that can be had, and why the others cannot.
 
-The measurements and their random numbers are those of :func:`vaerobust.certify.both_sides.both_sides`. In contrast to
-it, a bound that a model is not made for does not stop the others. Start reading at :func:`measured_part`.
+The measurements and their random numbers are those of :func:`vaerobust.certify.both_sides.both_sides`. Unlike there, a
+bound that cannot be computed for a model does not stop the others. Start reading at :func:`measured_part`.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ CURVE_CERTIFIED, CURVE_ATTACKED = (0.25, 0.5, 0.75, 1.0), (0.5, 1.0, 1.5)
 CURVE_SHARE = 0.4
 """Share of the samples that the curves get."""
 FAILS = (RuntimeError, ValueError, TypeError, NotImplementedError)
-"""What a measurement may raise where a model is not made for it."""
+"""Errors that a measurement may raise if it cannot be made of a model."""
 FAILED = "the shard failed: "
 """How the reason begins where a whole part failed."""
 WEIGHT = {"r": 1, "p_low": 10, "theorem_1": 1, "certified": 6, "second_moment": 2, "attack": 8, "random_direction": 1}
@@ -122,7 +122,7 @@ def measured_part(model: GaussianVAE, x: Tensor, settings: Settings, tick: Calla
 
 
 class Steps:
-    """The measurement of a few images; each method is a step, and adds to what was found or to what is missing.
+    """The steps of a measurement of a few images. Each method is one step and adds to ``found`` or to ``missing``.
 
     Attributes
     ----------

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 ENTRIES = ("delta", "reconstruction", "attacked_reconstruction")
-"""Tensors that hold an image per row, and no column of the table."""
+"""Tensors that hold one image per row; they are not columns of the table."""
 DIGITS = 6
 """Significant digits of the numbers in the files."""
 SURE = 0.95

@@ -2,8 +2,8 @@
 
 Everything else here takes a model with ``encode(x) -> (mu, sigma)`` and ``decode(z) -> mean`` on rows of pixels
 (:class:`vaerobust.model.GaussianVAE`). :func:`wrap` makes one from a module that takes images, returns log-variances,
-distributions or containers, or works in normalised units. What a module returns is read from its type and its names;
-what these do not tell is asked for by name, and never guessed.
+distributions or containers, or works in normalised units. The type and the names of a module's outputs say what they
+are. What these do not say must be passed as an argument; nothing is guessed.
 
 Start reading at :func:`wrap`, then :func:`gaussian_of` and :func:`mean_of`.
 """
@@ -193,15 +193,15 @@ def wrap(
         Functions of a batch of images and of latents. Default: the module's methods ``encode`` and ``decode``, else
         its parts ``encoder`` and ``decoder``.
     scale : {'sigma', 'variance', 'log_variance', 'log_sigma'}, optional
-        What the second tensor of a pair is. To be left out where a distribution or a name says it.
+        What the second tensor of a pair is. Leave it out where a distribution or a name says it.
     logits : bool, optional
-        True where ``decode`` returns logits, of which the sigmoid is the mean. False says that it returns means even
-        though they leave [0, 1]. To be given where plain tensors leave [0, 1].
+        True if ``decode`` returns logits, whose sigmoid is the mean reconstruction; False if it returns the mean
+        itself. It must be given if ``decode`` returns plain tensors with values outside [0, 1].
     normalise : pair of float or of sequences with one float per channel, optional
         Mean and standard deviation by which the module's inputs are normalised. The wrapped model takes pixels in
         [0, 1] and normalises them itself.
     outputs : {'pixels', 'normalised'}, optional
-        Units of what ``decode`` returns. To be given with ``normalise``.
+        Units of what ``decode`` returns. It must be given together with ``normalise``.
 
     Returns
     -------
@@ -210,8 +210,8 @@ def wrap(
     Raises
     ------
     TypeError, ValueError
-        If an argument is out of range, the module fails on two images, or what it returns cannot be told. The message
-        names the argument that tells it.
+        If an argument is out of range, the module fails on two images of noise, or the meaning of its outputs is
+        ambiguous. The message then names the argument that settles it.
 
     Examples
     --------
@@ -239,7 +239,7 @@ def wrap(
 
         wrap(module, shape=(3, 32, 32), encode=lambda x: module.encode(x).chunk(2, dim=1), scale="log_variance")
 
-    A distribution, where neither scale nor anything else is left to say::
+    A distribution, which needs no further argument::
 
         wrap(module, shape=(1, 28, 28))  # module.encode(x) returns torch.distributions.Normal(mu, sigma)
 
